@@ -1,0 +1,1 @@
+"""The engine: everything inside a worker process. Never imports Django."""

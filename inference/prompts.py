@@ -1,0 +1,105 @@
+"""From a canonical request to token ids: chat template, tokenizer, and the checks that need the model's limits.
+
+Runs on the server's one preparation thread, never on the event loop and never on the engine thread.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import jinja2
+
+from .engine import PreparedRequest
+from .loading import LoadedModel
+from .protocol import FailureCode, GenerationRequest
+
+
+class BadPrompt(Exception):
+    """The request does not fit this model.
+
+    Attributes:
+        code: the protocol's failure code.
+        param: the request's field at fault.
+    """
+
+    def __init__(self, code: FailureCode, message: str, param: str | None) -> None:
+        super().__init__(message)
+        self.code: FailureCode = code
+        self.param = param
+
+
+def prepare(loaded: LoadedModel, request: GenerationRequest) -> PreparedRequest:
+    """Return the request with its prompt as token ids.
+
+    Raises:
+        BadPrompt: the prompt is empty or too long, the template refuses it, or a token id does not exist.
+    """
+    _check_token_ids(request, loaded.info.vocab_size)
+    param = "messages" if request.messages is not None else "prompt"
+    ids = _encode(loaded, request)
+    if not ids:
+        raise BadPrompt("invalid_request", "the prompt is empty", param)
+    limit = loaded.info.context_length
+    left = limit - len(ids)
+    if left < 1:
+        message = f"the prompt has {len(ids)} tokens; this model's context length is {limit} tokens"
+        raise BadPrompt("context_length_exceeded", message, param)
+    if request.max_tokens is not None and request.max_tokens > left:
+        message = (
+            f"this model's context length is {limit} tokens; the prompt has {len(ids)} "
+            f"and {request.max_tokens} were asked for as output"
+        )
+        raise BadPrompt("context_length_exceeded", message, "max_tokens")
+    return PreparedRequest(request, tuple(ids), left if request.max_tokens is None else request.max_tokens)
+
+
+def _encode(loaded: LoadedModel, request: GenerationRequest) -> list[int]:
+    tokenizer = loaded.tokenizer
+    if request.messages is None:
+        prompt = request.prompt
+        return list(tokenizer.encode(prompt)) if isinstance(prompt, str) else list(prompt or ())
+    if not tokenizer.has_chat_template:
+        raise BadPrompt("invalid_request", "this model has no chat template", "messages")
+    if request.tools and loaded.tool_syntax is None:
+        raise BadPrompt("invalid_request", "this model's tool calls cannot be parsed", "tools")
+    try:
+        ids: list[int] = tokenizer.apply_chat_template(
+            [_for_template(message) for message in request.messages],
+            tools=list(request.tools) or None,
+            add_generation_prompt=True,
+            **request.chat_template_kwargs,
+        )
+    except (jinja2.TemplateError, ValueError, TypeError, KeyError) as error:
+        raise BadPrompt(
+            "invalid_request", f"the model's chat template refuses these messages: {error}", "messages"
+        ) from error
+    return ids
+
+
+def _for_template(message: dict[str, Any]) -> dict[str, Any]:
+    """Return a message as templates expect it: the arguments of earlier tool calls as objects, not as JSON text."""
+    calls = message.get("tool_calls")
+    if not calls:
+        return message
+    parsed = []
+    for call in calls:
+        function = dict(call["function"])
+        try:
+            function["arguments"] = json.loads(function.get("arguments") or "{}")
+        except ValueError as error:
+            raise BadPrompt("invalid_request", f"tool call arguments are not JSON: {error}", "messages") from error
+        parsed.append({**call, "function": function})
+    return {**message, "tool_calls": parsed}
+
+
+def _check_token_ids(request: GenerationRequest, vocab_size: int) -> None:
+    prompt = request.prompt if isinstance(request.prompt, tuple) else ()
+    for param, ids in (
+        ("prompt", prompt),
+        ("stop_token_ids", request.stop_token_ids),
+        ("logit_bias", request.sampling.logit_bias),
+    ):
+        for token in ids:
+            if not 0 <= token < vocab_size:
+                raise BadPrompt("invalid_request", f"there is no token {token}; the vocabulary has {vocab_size}", param)

@@ -1,0 +1,1 @@
+"""What clients see: parsing, authentication, formatting. Nothing but URLs and routes imports this package."""
