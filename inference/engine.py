@@ -163,9 +163,9 @@ class Engine:
 
     def step(self) -> None:
         """Do what is due: join, launch, collect, prefill; then emit what came of it."""
-        self._join()
         previous, self._in_flight = self._in_flight, None
         try:
+            self._join()
             self._in_flight = self._launch()
             if previous is not None:
                 self._collect(previous)
@@ -337,19 +337,17 @@ class Engine:
         self._totals["requests"] += 1
 
     def _advance_prefill(self) -> None:
-        if self._prefill is None:
-            self._start_prefill()
-        if self._prefill is None or self._prefill.remaining == 0:
-            return
         try:
-            computed = self._prefill.advance(self._scheduler.limits.prefill_tokens_per_step)
+            if self._prefill is None:
+                self._start_prefill()
+            if self._prefill is not None and self._prefill.remaining > 0:
+                budget = self._scheduler.limits.prefill_tokens_per_step
+                self._totals["prompt_tokens"] += self._prefill.advance(budget)
         except Exception as error:
             logger.exception("prefill failed")
             group, self._prefilling, self._prefill = self._prefilling, [], None
             for running in group:
                 self._fail(running.request_id, "engine_error", f"the prompt could not be computed: {_brief(error)}")
-            return
-        self._totals["prompt_tokens"] += computed
 
     def _start_prefill(self) -> None:
         group = [self._requests[job.request_id] for job in self._scheduler.admit()]
@@ -359,8 +357,8 @@ class Engine:
             self._prefill = Prefill(self._loaded.model, prompts, [self._loaded.make_cache() for _ in group])
 
     def _fail_batch(self, error: Exception) -> None:
-        rows, self._batch, self._in_flight = self._batch.rows, self._new_batch(), None
-        for request_id in {row.running.request_id for row in rows}:
+        self._batch, self._in_flight = self._new_batch(), None
+        for request_id in [running.request_id for running in self._requests.values() if running.rows]:
             self._fail(request_id, "engine_error", f"the engine failed: {_brief(error)}")
         mx.clear_cache()
 

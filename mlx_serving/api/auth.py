@@ -6,12 +6,14 @@ from typing import Any
 
 from asgiref.sync import sync_to_async
 from django.conf import settings as django_settings
+from django.core.exceptions import BadRequest, SuspiciousOperation
 from django.db import connections
 from django.http import HttpRequest, HttpResponse
+from django.http.multipartparser import MultiPartParserError
 from django.middleware.csrf import CsrfViewMiddleware
 
 from ..conf import settings
-from ..errors import AuthenticationRequired, PermissionRefused
+from ..errors import AuthenticationRequired, InvalidRequest, PermissionRefused
 
 
 class _CsrfCheck(CsrfViewMiddleware):
@@ -30,6 +32,7 @@ def _session_client(request: HttpRequest) -> str | None:
 
     Raises:
         PermissionRefused: the session is valid, but the request may come from another site's page.
+        InvalidRequest: the body says that it is a form, and is not one that Django reads.
     """
     try:
         user = getattr(request, "user", None)
@@ -41,7 +44,11 @@ def _session_client(request: HttpRequest) -> str | None:
         connections.close_all()
     check = _CsrfCheck(_unused)
     check.process_request(request)
-    reason = check.process_view(request, _unused, (), {})
+    try:
+        reason = check.process_view(request, _unused, (), {})
+    except (SuspiciousOperation, BadRequest, MultiPartParserError) as error:
+        # Django looks for the token in a form before it looks at the header.
+        raise InvalidRequest("send the body as application/json", param="body") from error
     if reason:
         raise PermissionRefused(f"CSRF check failed: {reason}")
     return client

@@ -22,7 +22,9 @@ T = TypeVar("T")
 _AT_PATH = re.compile(r" - at `\$\.?(?P<path>[^`]*)`$")
 _MISSING = re.compile(r"missing required field `(?P<name>[^`]*)`")
 _UNKNOWN = re.compile(r"contains unknown field `(?P<name>[^`]*)`")
-_MAX_DEPTH = 32
+_MAX_DEPTH = 64
+_MAX_NAME = 100
+_INT_MIN, _INT_MAX = -(2**63), 2**64 - 1
 
 
 def read_body(request: HttpRequest, limit_bytes: int) -> bytes:
@@ -59,15 +61,36 @@ def parse(body: bytes | str, decoder: msgspec.json.Decoder[T]) -> T:
         raise _malformed(body, error) from error
 
 
-def check_finite(value: Any) -> None:
-    """Refuse infinities, which JSON can spell as 1e999.
+def check_free_form(value: Any, path: str) -> None:
+    """Check a value that the schema leaves open: JSON can spell what a worker or a chat template cannot take.
 
     Raises:
-        InvalidRequest: the value holds one; `param` names the field.
+        InvalidRequest: it holds an integer of more than 64 bits, or is nested too deeply.
     """
-    path = _find(value, lambda item: isinstance(item, float) and not math.isfinite(item))
-    if path is not None:
-        raise InvalidRequest(f"{path} must be a finite number", param=path)
+    level = [(path, value)]
+    for _ in range(_MAX_DEPTH):
+        below: list[tuple[str, Any]] = []
+        for where, item in level:
+            if isinstance(item, int) and not _INT_MIN <= item <= _INT_MAX:
+                raise InvalidRequest(f"{where} must be an integer of 64 bits", param=where)
+            below.extend(_items(item, where))
+        if not below:
+            return
+        level = below
+    raise InvalidRequest(f"{path} is nested more than {_MAX_DEPTH} levels deep", param=path)
+
+
+def parse_arguments(text: str, path: str) -> None:
+    """Check the arguments of an earlier tool call, which are JSON inside a string of JSON.
+
+    Raises:
+        InvalidRequest: they are not JSON, or see `check_free_form`.
+    """
+    try:
+        value = msgspec.json.decode(text or "{}")
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise InvalidRequest(f"{path} is not valid JSON: {error}", param=path) from error
+    check_free_form(value, path)
 
 
 def _invalid(error: msgspec.ValidationError) -> InvalidRequest:
@@ -75,7 +98,8 @@ def _invalid(error: msgspec.ValidationError) -> InvalidRequest:
     at = _AT_PATH.search(text)
     param = at.group("path") if at else ""
     if (named := _MISSING.search(text) or _UNKNOWN.search(text)) is not None:
-        param = f"{param}.{named.group('name')}" if param else named.group("name")
+        name = named.group("name")[:_MAX_NAME]
+        param = f"{param}.{name}" if param else name
         if named.re is _UNKNOWN:
             return InvalidRequest(f"unrecognized request argument supplied: {param}", param=param)
         return InvalidRequest(f"missing required parameter: {param}", param=param)
@@ -109,13 +133,18 @@ def _find(value: Any, wanted: Any, path: str = "", depth: int = 0) -> str | None
         return path or "body"
     if depth >= _MAX_DEPTH:
         return None
-    items: list[tuple[str, Any]] = []
-    if isinstance(value, dict):
-        items = [(f"{path}.{key}" if path else str(key), item) for key, item in value.items()]
-    elif isinstance(value, list | tuple):
-        items = [(f"{path}[{at}]", item) for at, item in enumerate(value)]
-    for name, item in items:
+    for name, item in _items(value, path):
         found = _find(item, wanted, name, depth + 1)
         if found is not None:
             return found
     return None
+
+
+def _items(value: Any, path: str) -> list[tuple[str, Any]]:
+    """Return what an object or an array holds, each with its path."""
+    if isinstance(value, dict):
+        names = ((str(key)[:_MAX_NAME], item) for key, item in value.items())
+        return [(f"{path}.{name}" if path else name, item) for name, item in names]
+    if isinstance(value, list | tuple):
+        return [(f"{path}[{at}]", item) for at, item in enumerate(value)]
+    return []

@@ -173,5 +173,5 @@ def _id_of(text_data: str | None) -> str | None:
     """Return the id of a frame that is otherwise not understood, where it has one."""
     try:
         return msgspec.json.decode(text_data or "", type=_IdOnly).id
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, RecursionError):
         return None

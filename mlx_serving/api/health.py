@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import msgspec
 from django.http import HttpRequest, HttpResponse
+from django.views.decorators.csrf import csrf_exempt
 
 from ..errors import ServingError, UnknownPath
 from ..fleet.registry import registry
@@ -33,6 +34,7 @@ async def ready(_request: HttpRequest) -> HttpResponse:
     return HttpResponse(body, status=200 if is_ready else 503, content_type="application/json")
 
 
+@csrf_exempt
 @answers_errors
 async def unknown_path(request: HttpRequest) -> HttpResponse:
     """Answer 404 in the API's format for whatever else is asked for under /v1/."""

@@ -14,15 +14,21 @@ from msgspec import Meta
 from inference.protocol import GenerationRequest, SamplingParams
 
 from ..errors import InvalidRequest, UnsupportedParameter
-from .body import check_finite
+from .body import check_free_form, parse_arguments
 
 _MAX_CHOICES = 128
 _MAX_STOPS = 16
 _INT64 = 2**63
+_INT32_MAX = 2**31 - 1
+_MAX_TOKEN_DIGITS = 10
+_GREEDY_BELOW = 1e-5
+"""A lower temperature would divide by zero in the engine's float32."""
 
 StopText = Annotated[str, Meta(min_length=1)]
 Bias = Annotated[float, Meta(ge=-100, le=100)]
 Penalty = Annotated[float, Meta(ge=-2, le=2)]
+Limit = Annotated[int, Meta(ge=1, le=_INT32_MAX)]
+TokenId = Annotated[int, Meta(ge=0, le=_INT32_MAX)]
 
 
 class _Strict(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -93,24 +99,24 @@ class ChatCompletionRequest(_Strict, frozen=True):
     """The body of POST /v1/chat/completions: OpenAI's parameters and the extensions that MLX and vLLM servers share."""
 
     messages: Annotated[list[ChatMessage], Meta(min_length=1)]
-    model: str = ""
+    model: Annotated[str, Meta(max_length=200)] = ""
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     n: Annotated[int, Meta(ge=1, le=_MAX_CHOICES)] | None = None
-    max_tokens: Annotated[int, Meta(ge=1)] | None = None
-    max_completion_tokens: Annotated[int, Meta(ge=1)] | None = None
-    min_tokens: Annotated[int, Meta(ge=0)] | None = None
+    max_tokens: Limit | None = None
+    max_completion_tokens: Limit | None = None
+    min_tokens: Annotated[int, Meta(ge=0, le=_INT32_MAX)] | None = None
     temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
     top_p: Annotated[float, Meta(ge=0, le=1)] | None = None
-    top_k: Annotated[int, Meta(ge=-1)] | None = None
+    top_k: Annotated[int, Meta(ge=-1, le=_INT32_MAX)] | None = None
     min_p: Annotated[float, Meta(ge=0, le=1)] | None = None
     seed: Annotated[int, Meta(ge=-_INT64, le=_INT64 - 1)] | None = None
     presence_penalty: Penalty | None = None
     frequency_penalty: Penalty | None = None
-    repetition_penalty: Annotated[float, Meta(gt=0, le=10)] | None = None
+    repetition_penalty: Annotated[float, Meta(ge=0.01, le=10)] | None = None
     logit_bias: dict[str, Bias] | None = None
     stop: StopText | Annotated[list[StopText], Meta(max_length=_MAX_STOPS)] | None = None
-    stop_token_ids: Annotated[list[int], Meta(max_length=_MAX_STOPS)] | None = None
+    stop_token_ids: Annotated[list[TokenId], Meta(max_length=_MAX_STOPS)] | None = None
     ignore_eos: bool | None = None
     tools: list[Tool] | None = None
     tool_choice: Any = None
@@ -159,6 +165,31 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
 }
 
 
+# What Transformers' `apply_chat_template` takes for itself: a client must not replace the template, which is a program,
+# nor what is made of its output.
+_NOT_TEMPLATE_VARIABLES = frozenset(
+    (
+        "self",
+        "conversation",
+        "messages",
+        "tools",
+        "documents",
+        "chat_template",
+        "add_generation_prompt",
+        "continue_final_message",
+        "tokenize",
+        "sanitize_control_tokens",
+        "padding",
+        "truncation",
+        "max_length",
+        "return_tensors",
+        "return_dict",
+        "return_assistant_tokens_mask",
+        "tokenizer_kwargs",
+    )
+)
+
+
 def _refuse_unsupported(body: ChatCompletionRequest) -> None:
     for name, neutral in _NEUTRAL.items():
         value = getattr(body, name)
@@ -173,7 +204,6 @@ def to_generation_request(body: ChatCompletionRequest, request_id: str, default_
     Raises:
         InvalidRequest: parameters contradict each other or are not supported; `param` names one.
     """
-    check_finite({"chat_template_kwargs": body.chat_template_kwargs, "tools": msgspec.to_builtins(body.tools)})
     _refuse_unsupported(body)
     model = body.model or default_model
     if not model:
@@ -189,7 +219,7 @@ def to_generation_request(body: ChatCompletionRequest, request_id: str, default_
         model=model,
         messages=tuple(_message(at, message) for at, message in enumerate(body.messages)),
         tools=_tools(body),
-        chat_template_kwargs=body.chat_template_kwargs or {},
+        chat_template_kwargs=_template_kwargs(body.chat_template_kwargs or {}),
         sampling=_sampling(body),
         n=body.n or 1,
         max_tokens=max_tokens,
@@ -211,11 +241,12 @@ def _sampling(body: ChatCompletionRequest) -> SamplingParams:
     default = SamplingParams()
     bias: dict[int, float] = {}
     for token, value in (body.logit_bias or {}).items():
-        if not token.isascii() or not token.isdigit():
+        if not token.isascii() or not token.isdigit() or len(token) > _MAX_TOKEN_DIGITS:
             raise InvalidRequest("the keys of logit_bias must be token ids", param="logit_bias")
         bias[int(token)] = value
+    temperature = default.temperature if body.temperature is None else body.temperature
     return SamplingParams(
-        temperature=default.temperature if body.temperature is None else body.temperature,
+        temperature=temperature if temperature >= _GREEDY_BELOW else 0.0,
         top_p=default.top_p if body.top_p is None else body.top_p,
         top_k=max(body.top_k or 0, 0),
         min_p=body.min_p or 0.0,
@@ -236,12 +267,23 @@ def _tools(body: ChatCompletionRequest) -> tuple[dict[str, Any], ...]:
         raise InvalidRequest("parallel_tool_calls is only allowed with tools", param="parallel_tool_calls")
     if body.parallel_tool_calls is False:
         raise UnsupportedParameter("parallel_tool_calls cannot be switched off", param="parallel_tool_calls")
+    for at, tool in enumerate(body.tools or ()):
+        check_free_form(tool.function.parameters, f"tools[{at}].function.parameters")
     if body.tool_choice == "none":
         return ()
     return tuple(
         {"type": "function", "function": _without_none(msgspec.structs.asdict(tool.function))}
         for tool in body.tools or ()
     )
+
+
+def _template_kwargs(variables: dict[str, Any]) -> dict[str, Any]:
+    for name in variables:
+        if name in _NOT_TEMPLATE_VARIABLES:
+            param = f"chat_template_kwargs.{name}"
+            raise UnsupportedParameter(f"{param} is not a variable of the chat template", param=param)
+    check_free_form(variables, "chat_template_kwargs")
+    return variables
 
 
 def _without_none(fields: dict[str, Any]) -> dict[str, Any]:
@@ -269,6 +311,8 @@ def _message(at: int, message: ChatMessage) -> dict[str, Any]:
         fields["name"] = message.name
     if message.tool_call_id is not None:
         fields["tool_call_id"] = message.tool_call_id
+    for call_at, call in enumerate(message.tool_calls or ()):
+        parse_arguments(call.function.arguments, f"{where}.tool_calls[{call_at}].function.arguments")
     if message.tool_calls:
         fields["tool_calls"] = [
             {"id": call.id, "type": call.type, "function": msgspec.structs.asdict(call.function)}

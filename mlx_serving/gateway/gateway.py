@@ -37,7 +37,8 @@ class Gateway:
     """Sends calls through the stages."""
 
     def __init__(self, stages: Sequence[Stage]) -> None:
-        self._enter = _chain(stages)
+        self._stages = tuple(stages)
+        self._enter = _chain(self._stages)
 
     async def stream(self, call: Call) -> Events:
         """Return the events of a call, ending with `Finished`.

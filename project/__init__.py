@@ -1,0 +1,1 @@
+"""The demo site: a Django project that uses `mlx_serving` as any other project would."""
