@@ -1,7 +1,7 @@
 # make demo    a chat and an API on this machine, with the model that ships with the package
-# make test    every test
+# make test    every test, or some: make test ARGS='-k name'
 # make lint    style, formatting and types
-# make bench   the load test, against the running demo's worker and engine
+# make bench   the load test: the whole product against the engine alone, ARGS=--help for its options
 # make clean   removes the environment; var/ (database, keys, logs) stays
 
 PYTHON ?= python3

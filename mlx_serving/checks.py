@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from django.conf import settings as django_settings
-from django.core.checks import CheckMessage, Error, Tags, Warning, register
+from django.core import checks
 from django.core.exceptions import ImproperlyConfigured
 from django.urls import URLResolver, get_resolver
 
@@ -49,23 +49,23 @@ def _settings() -> Settings | None:
         return None
 
 
-def check_settings(**_: Any) -> list[CheckMessage]:
+def check_settings(**_: Any) -> list[checks.CheckMessage]:
     """E001: the settings cannot be built. W001: an environment variable overrides nothing."""
-    found: list[CheckMessage] = []
+    found: list[checks.CheckMessage] = []
     try:
         build(getattr(django_settings, "MLX_SERVING", {}), os.environ)
     except (ImproperlyConfigured, ValueError, TypeError) as error:
         found.append(
-            Error(
+            checks.Error(
                 f"The settings of mlx_serving are not valid: {error}",
-                hint="Correct settings.MLX_SERVING, or the environment variable of that name with MLX_SERVING_ in front.",
+                hint="Correct settings.MLX_SERVING, or the environment variable MLX_SERVING_ with that name.",
                 id="mlx_serving.E001",
             )
         )
     known = {ENV_PREFIX + field.name for field in fields(Settings)}
     unknown = sorted(name for name in os.environ if name.startswith(ENV_PREFIX) and name not in known)
     found += [
-        Warning(
+        checks.Warning(
             f"The environment variable {name} overrides no setting.",
             hint="Its name is MLX_SERVING_ and a key of settings.MLX_SERVING.",
             id="mlx_serving.W001",
@@ -87,11 +87,11 @@ def bad_ranges(config: Settings) -> list[str]:
     return problems
 
 
-def check_ranges(**_: Any) -> list[CheckMessage]:
+def check_ranges(**_: Any) -> list[checks.CheckMessage]:
     """E002: a value is out of its range."""
     config = _settings()
     return [
-        Error(
+        checks.Error(
             f"MLX_SERVING: {problem}.",
             hint=f"The default is {getattr(Settings(), problem.split()[0])!r}.",
             id="mlx_serving.E002",
@@ -100,11 +100,11 @@ def check_ranges(**_: Any) -> list[CheckMessage]:
     ]
 
 
-def check_flags(**_: Any) -> list[CheckMessage]:
+def check_flags(**_: Any) -> list[checks.CheckMessage]:
     """E003: MLX_SERVING["FLAGS"] names a flag that does not exist. W002: a flag's variable is not a truth value."""
     config = _settings()
-    found: list[CheckMessage] = [
-        Error(
+    found: list[checks.CheckMessage] = [
+        checks.Error(
             f"MLX_SERVING['FLAGS'] names an unknown flag: {name}",
             hint=f"The flags are: {', '.join(FLAGS)}.",
             id="mlx_serving.E003",
@@ -112,7 +112,7 @@ def check_flags(**_: Any) -> list[CheckMessage]:
         for name in sorted(set(config.FLAGS if config else ()) - set(FLAGS))
     ]
     found += [
-        Warning(
+        checks.Warning(
             f"The environment variable {flag.env} is neither true nor false, so it is ignored: {text!r}",
             hint="Use 1 or 0.",
             id="mlx_serving.W002",
@@ -123,13 +123,13 @@ def check_flags(**_: Any) -> list[CheckMessage]:
     return found
 
 
-def check_runtime_dir(**_: Any) -> list[CheckMessage]:
+def check_runtime_dir(**_: Any) -> list[checks.CheckMessage]:
     """E004: the folder of the worker sockets cannot be used."""
     config = _settings()
     if config is None or not config.RUNTIME_DIR or not (problem := runtime_dir.problem(Path(config.RUNTIME_DIR))):
         return []
     return [
-        Error(
+        checks.Error(
             f"MLX_SERVING['RUNTIME_DIR']: {problem}.",
             hint="It holds the sockets of the workers: a short path, of this user, that nobody else can enter.",
             id="mlx_serving.E004",
@@ -137,13 +137,13 @@ def check_runtime_dir(**_: Any) -> list[CheckMessage]:
     ]
 
 
-def check_apps(**_: Any) -> list[CheckMessage]:
+def check_apps(**_: Any) -> list[checks.CheckMessage]:
     """W003: Channels is not installed. W004: daphne is missing or comes too late. W005: no ASGI application."""
     apps = [name.removesuffix(".apps.DaphneConfig") for name in django_settings.INSTALLED_APPS]
-    found: list[CheckMessage] = []
+    found: list[checks.CheckMessage] = []
     if "channels" not in apps:
         found.append(
-            Warning(
+            checks.Warning(
                 "“channels” is not in INSTALLED_APPS.",
                 hint="Add it: streaming over WebSocket is built on it.",
                 id="mlx_serving.W003",
@@ -151,7 +151,7 @@ def check_apps(**_: Any) -> list[CheckMessage]:
         )
     if "daphne" not in apps:
         found.append(
-            Warning(
+            checks.Warning(
                 "“daphne” is not in INSTALLED_APPS, so “manage.py runserver” speaks no WebSocket.",
                 hint="Put it first. A site that never uses runserver may silence this check.",
                 id="mlx_serving.W004",
@@ -159,7 +159,7 @@ def check_apps(**_: Any) -> list[CheckMessage]:
         )
     elif _comes_after(apps, "daphne", "django.contrib.staticfiles"):
         found.append(
-            Warning(
+            checks.Warning(
                 "“daphne” comes after “django.contrib.staticfiles”, whose “runserver” then wins.",
                 hint="Put “daphne” first in INSTALLED_APPS.",
                 id="mlx_serving.W004",
@@ -167,7 +167,7 @@ def check_apps(**_: Any) -> list[CheckMessage]:
         )
     if not getattr(django_settings, "ASGI_APPLICATION", None):
         found.append(
-            Warning(
+            checks.Warning(
                 "ASGI_APPLICATION is not set.",
                 hint="Set it to your ASGI application, such as “mysite.asgi.application”.",
                 id="mlx_serving.W005",
@@ -180,12 +180,12 @@ def _comes_after(apps: Sequence[str], one: str, other: str) -> bool:
     return other in apps and apps.index(one) > apps.index(other)
 
 
-def check_urls(**_: Any) -> list[CheckMessage]:
+def check_urls(**_: Any) -> list[checks.CheckMessage]:
     """W006: the app's URLs are not included."""
     if not getattr(django_settings, "ROOT_URLCONF", None) or _includes_app(get_resolver()):
         return []
     return [
-        Warning(
+        checks.Warning(
             "The URLs of mlx_serving are not included, so it answers nothing.",
             hint='Add path("", include("mlx_serving.urls")) to your URLs.',
             id="mlx_serving.W006",
@@ -199,15 +199,15 @@ def _includes_app(resolver: URLResolver) -> bool:
     return any(_includes_app(item) for item in resolver.url_patterns if isinstance(item, URLResolver))
 
 
-def check_open_site(**_: Any) -> list[CheckMessage]:
+def check_open_site(**_: Any) -> list[checks.CheckMessage]:
     """W007: everybody who reaches this site may use its models."""
     config = _settings()
     wide_open = not django_settings.DEBUG and "*" in django_settings.ALLOWED_HOSTS
     if config is None or not (config.ALLOW_ANONYMOUS and wide_open):
         return []
     return [
-        Warning(
-            "MLX_SERVING['ALLOW_ANONYMOUS'] is on and ALLOWED_HOSTS has “*”: whoever reaches this site uses its models.",
+        checks.Warning(
+            "MLX_SERVING['ALLOW_ANONYMOUS'] is on and ALLOWED_HOSTS has “*”: who reaches this site uses its models.",
             hint="Name the hosts, or leave ALLOW_ANONYMOUS off.",
             id="mlx_serving.W007",
         )
@@ -224,10 +224,10 @@ def database_problems(databases: Mapping[str, Mapping[str, Any]]) -> list[str]:
     ]
 
 
-def check_database(**_: Any) -> list[CheckMessage]:
+def check_database(**_: Any) -> list[checks.CheckMessage]:
     """W008: with SQLite's default transactions, the web server and `runworkers` can lock each other out."""
     return [
-        Warning(
+        checks.Warning(
             f"DATABASES[{alias!r}] is SQLite with deferred transactions: web server and workers both write to it, and "
             "may fail with “database is locked”.",
             hint='Set OPTIONS to {"transaction_mode": "IMMEDIATE", "timeout": 20}.',
@@ -237,23 +237,23 @@ def check_database(**_: Any) -> list[CheckMessage]:
     ]
 
 
-CHECKS: Mapping[Callable[..., list[CheckMessage]], str] = {
+CHECKS: Mapping[Callable[..., list[checks.CheckMessage]], str] = {
     check_settings: "mlx_serving",
     check_ranges: "mlx_serving",
     check_flags: "mlx_serving",
     check_runtime_dir: "mlx_serving",
     check_apps: "mlx_serving",
-    check_urls: Tags.urls,
-    check_open_site: Tags.security,
+    check_urls: checks.Tags.urls,
+    check_open_site: checks.Tags.security,
 }
 
-DEPLOY_CHECKS: Mapping[Callable[..., list[CheckMessage]], str] = {check_database: "mlx_serving"}
+DEPLOY_CHECKS: Mapping[Callable[..., list[checks.CheckMessage]], str] = {check_database: "mlx_serving"}
 """Run by `manage.py check --deploy` alone."""
 
 
 def register_all() -> None:
     """Register the checks; called once, when the app is ready."""
     for check, tag in CHECKS.items():
-        register(check, tag)
+        checks.register(check, tag)
     for check, tag in DEPLOY_CHECKS.items():
-        register(check, tag, deploy=True)
+        checks.register(check, tag, deploy=True)

@@ -27,10 +27,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import IO
+from typing import IO, TYPE_CHECKING
 
 import django
 from django.conf import settings
+
+if TYPE_CHECKING:
+    from mlx_serving.models import Worker
 
 MODEL = "mlx-serving-demo"
 ADMIN = "admin"
@@ -196,35 +199,38 @@ def is_ready(host: str, port: int) -> bool:
         connection.close()
 
 
-def require_loadable(since: datetime) -> None:
-    """Check that workers do not fail again and again.
+def ready_worker(since: datetime) -> Worker | None:
+    """Return the ready worker that was started since then, if there is one.
+
+    A site that was killed a moment ago leaves workers in the database that look alive until their heartbeat is missed.
 
     Raises:
-        DemoError: they do; the message holds the last one's error.
+        DemoError: workers fail again and again; the message holds the last one's error.
     """
     from mlx_serving.models import Worker  # needs the apps that `main` loads
 
-    failed = Worker.objects.filter(model__name=MODEL, state=Worker.State.FAILED, started_at__gte=since)
-    if len(errors := list(failed.values_list("last_error", flat=True))) >= MOST_FAILURES:
+    workers = Worker.objects.filter(model__name=MODEL, started_at__gte=since)
+    errors = list(workers.filter(state=Worker.State.FAILED).values_list("last_error", flat=True))
+    if len(errors) >= MOST_FAILURES:
         raise DemoError(f"The model cannot be loaded: {errors[0]}")
+    return workers.filter(state=Worker.State.READY).first()
 
 
-def wait_until_ready(children: Sequence[Child], host: str, port: int, timeout_s: float) -> None:
-    """Wait until the site can answer.
+def wait_until_ready(children: Sequence[Child], since: datetime, host: str, port: int, timeout_s: float) -> Worker:
+    """Wait until the site can answer, and return the worker that does.
 
     Raises:
         DemoError: a child has ended, the model cannot be loaded, or it takes longer than `timeout_s`.
     """
-    since = datetime.now(UTC)
     deadline = time.monotonic() + timeout_s
-    while not is_ready(host, port):
+    while not ((worker := ready_worker(since)) and is_ready(host, port)):
         for child in children:
             child.require_alive()
-        require_loadable(since)
         if time.monotonic() > deadline:
             logs = "\n\n".join(f"{child.log}:\n{last_lines(child.log)}" for child in children)
             raise DemoError(f"The model was not ready within {timeout_s:.0f} seconds.\n\n{logs}")
         time.sleep(POLL_S)
+    return worker
 
 
 def curl_line(address: str) -> str:
@@ -233,7 +239,7 @@ def curl_line(address: str) -> str:
     return f"curl {address}/v1/chat/completions -H 'Content-Type: application/json' -d {shlex.quote(body)}"
 
 
-def describe(host: str, port: int, password: str, logs: Path) -> str:
+def describe(host: str, port: int, password: str, logs: Path, worker: Worker) -> str:
     """Return what the demo's user needs to know."""
     name = "localhost" if host in WILDCARDS else f"[{host}]" if ":" in host else host
     address = f"http://{name}:{port}"
@@ -249,18 +255,14 @@ def describe(host: str, port: int, password: str, logs: Path) -> str:
     ]
     if host in WILDCARDS:
         lines += ["Everyone who can reach this machine can use the model: the demo lets anonymous clients in.", ""]
-    if hint := blas_hint():
+    if hint := blas_hint(worker.info.get("blas", "")):
         lines += [hint, ""]
     return "\n".join([*lines, "Ctrl-C stops it."])
 
 
-def blas_hint() -> str:
-    """Return how to make the CPU much faster, if the worker says that it lacks a fast BLAS, else nothing."""
-    from mlx_serving.models import Worker  # needs the apps that `main` loads
-
-    worker = Worker.objects.filter(model__name=MODEL, state=Worker.State.READY).first()
-    blas = worker.info.get("blas", "") if worker else ""
-    if not blas or "openblas" in blas.lower():
+def blas_hint(blas: str) -> str:
+    """Return how to make the CPU much faster, if the worker's BLAS is named and is a slow one, else nothing."""
+    if not blas or "openblas" in blas.lower().partition("(")[0]:
         return ""
     return "Slow without OpenBLAS: sudo apt-get install libopenblas0-pthread, then start again (ten times as fast)."
 
@@ -281,13 +283,15 @@ def run(host: str, port: int, timeout_s: float) -> None:
         require_free(host, port)
         say("Preparing the database ...")
         password = prepare()
+        since = datetime.now(UTC)
         say("Starting a worker and the web server ...")
         workers = start("runworkers", ["manage.py", "runworkers"], logs / "workers.log", lock, environ)
         children.callback(workers.stop)
         web = start("daphne", daphne(host, port), logs / "web.log", lock, environ)
         children.callback(web.stop)
-        wait_until_ready([workers, web], "127.0.0.1" if host in WILDCARDS else host, port, timeout_s)
-        say(describe(host, port, password, logs))
+        reachable = "127.0.0.1" if host in WILDCARDS else host
+        worker = wait_until_ready([workers, web], since, reachable, port, timeout_s)
+        say(describe(host, port, password, logs, worker))
         while True:
             time.sleep(POLL_S)
             workers.require_alive()

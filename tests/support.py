@@ -21,7 +21,6 @@ import psutil
 
 ROOT = Path(__file__).resolve().parent.parent
 MODEL = "mlx-serving-demo"
-START_TIMEOUT_S = 120.0
 
 
 def free_port() -> int:
@@ -92,12 +91,12 @@ class Demo:
         return self.process.wait(60)
 
 
-def start_demo(var_dir: Path, runtime_dir: Path, port: int) -> Demo:
+def start_demo(var_dir: Path, runtime_dir: Path, port: int, **environ: str) -> Demo:
     """Start the demo and wait until it says that it is ready."""
     process = subprocess.Popen(
         [sys.executable, "-m", "project.demo", "--port", str(port)],
         cwd=ROOT,
-        env=clean_environ(VAR_DIR=str(var_dir), MLX_SERVING_RUNTIME_DIR=str(runtime_dir)),
+        env=clean_environ(VAR_DIR=str(var_dir), MLX_SERVING_RUNTIME_DIR=str(runtime_dir), **environ),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -112,9 +111,9 @@ def start_demo(var_dir: Path, runtime_dir: Path, port: int) -> Demo:
 
 
 @contextlib.contextmanager
-def running_demo(var_dir: Path, runtime_dir: Path, port: int | None = None) -> Iterator[Demo]:
-    """Run the demo for the length of a block."""
-    demo = start_demo(var_dir, runtime_dir, port or free_port())
+def running_demo(var_dir: Path, runtime_dir: Path, port: int | None = None, **environ: str) -> Iterator[Demo]:
+    """Run the demo for the length of a block, with these variables added to its environment."""
+    demo = start_demo(var_dir, runtime_dir, port or free_port(), **environ)
     try:
         yield demo
     finally:

@@ -11,7 +11,7 @@ from django.utils.translation import ngettext
 
 from ..models import Worker
 
-NOTHING = "–"
+NOTHING = "-"
 
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 _WORST_FIRST = (

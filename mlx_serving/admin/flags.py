@@ -88,7 +88,11 @@ class FeatureFlagAdmin(admin.ModelAdmin):
         return [
             path("", self.admin_site.admin_view(self.changelist_view), name="mlx_serving_featureflag_changelist"),
             path("<slug:name>/set/<slug:choice>/", set_view, name="mlx_serving_featureflag_set"),
-            path("<int:object_id>/change/", self.admin_site.admin_view(self.one_view), name="mlx_serving_featureflag_change"),
+            path(
+                "<int:object_id>/change/",
+                self.admin_site.admin_view(self.one_view),
+                name="mlx_serving_featureflag_change",
+            ),
             path(
                 "<int:object_id>/history/",
                 self.admin_site.admin_view(self.history_of),
@@ -134,5 +138,7 @@ class FeatureFlagAdmin(admin.ModelAdmin):
         stored, _created = FeatureFlag.objects.update_or_create(name=name, defaults={"enabled": CHOICES[choice]})
         self.log_change(request, stored, f"{name}: {choice}")
         flags.refresh(force=True)
-        self.message_user(request, _("%(name)s is now %(choice)s.") % {"name": name, "choice": choice}, messages.SUCCESS)
+        self.message_user(
+            request, _("%(name)s is now %(choice)s.") % {"name": name, "choice": choice}, messages.SUCCESS
+        )
         return here

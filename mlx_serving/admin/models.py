@@ -11,7 +11,7 @@ from django.contrib import admin, messages
 from django.contrib.admin.utils import unquote
 from django.core.exceptions import PermissionDenied
 from django.db.models import Prefetch, QuerySet
-from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
+from django.http import Http404, HttpRequest, HttpResponse, HttpResponseRedirect
 from django.urls import URLPattern, path, reverse
 from django.utils import timezone
 from django.utils.safestring import SafeString
@@ -99,9 +99,17 @@ class ServedModelAdmin(admin.ModelAdmin):
     """Models and the state of their workers."""
 
     form = ServedModelForm
-    list_display = ("name", "state", "requests", "memory", "source", "last_error")
+    list_display = ("name", "state", "requests", "memory", "last_error", "source")
     list_filter = ("wanted",)
     search_fields = ("name", "source")
+    fieldsets = (
+        (
+            gettext_lazy("State"),
+            {"fields": ("state", "requests", "memory", "last_error", "created_at", "updated_at")},
+        ),
+        (None, {"fields": ("source", "name", "wanted")}),
+        (gettext_lazy("Options"), {"fields": ("revision", "dtype", "context_length", "max_rows")}),
+    )
     readonly_fields = ("state", "requests", "memory", "last_error", "created_at", "updated_at")
     actions = ("load_models", "unload_models", "reload_models")
     change_form_template = "admin/mlx_serving/servedmodel/change_form.html"
@@ -117,18 +125,9 @@ class ServedModelAdmin(admin.ModelAdmin):
         newest = Worker.objects.order_by("-started_at", "-pk")[:_NEWEST]
         return super().get_queryset(request).prefetch_related(Prefetch("workers", newest, to_attr="newest_workers"))
 
-    def get_fieldsets(
-        self, request: HttpRequest, obj: ServedModel | None = None
-    ) -> list[tuple[str | None, dict[str, Any]]]:
+    def get_fieldsets(self, request: HttpRequest, obj: ServedModel | None = None) -> Any:
         """Return the fields; a model that does not exist yet has no state."""
-        fields = [
-            (None, {"fields": ("source", "name", "wanted")}),
-            (_("Options"), {"fields": ("revision", "dtype", "context_length", "max_rows")}),
-        ]
-        if obj is not None:
-            shown = ("state", "requests", "memory", "last_error", "created_at", "updated_at")
-            fields.append((_("State"), {"fields": shown}))
-        return fields
+        return self.fieldsets if obj is not None else self.fieldsets[1:]
 
     # --- what is shown -----------------------------------------------------------------------------------------------
 
@@ -211,7 +210,7 @@ class ServedModelAdmin(admin.ModelAdmin):
         queryset = self.get_queryset(request).filter(pk=unquote(object_id))
         model = queryset.first()
         if model is None or command not in COMMANDS:
-            return self._get_obj_does_not_exist_redirect(request, self.opts, object_id)
+            raise Http404
         if not self.has_change_permission(request, model):
             raise PermissionDenied
         self._run(request, COMMANDS[command], queryset)
@@ -225,7 +224,7 @@ class ServedModelAdmin(admin.ModelAdmin):
         return super().change_view(request, object_id, form_url, context)
 
     def get_deleted_objects(
-        self, objs: Sequence[Any], request: HttpRequest
+        self, objs: Sequence[Any] | QuerySet[Any, Any], request: HttpRequest
     ) -> tuple[list[Any], dict[str, int], set[str], list[Any]]:
         """Return what goes with a model. Nobody may delete workers by hand, but they go with their model."""
         deleted, counts, missing, protected = super().get_deleted_objects(objs, request)

@@ -75,16 +75,13 @@ def child_environment(environ: Mapping[str, str]) -> dict[str, str]:
     return {**environ, "PYTHONPATH": os.pathsep.join(dict.fromkeys(paths)), "PYTHONUNBUFFERED": "1"}
 
 
-def exit_reason(code: int, reported: str, tail: Sequence[str]) -> str:
-    """Return why a process that nobody stopped has ended, in one paragraph.
+def exit_reason(code: int, tail: Sequence[str]) -> str:
+    """Return how a process that nobody stopped has ended.
 
     Args:
         code: its exit code; negative for a signal, as `subprocess` has it.
-        reported: the error that the worker itself named, if it did.
         tail: its last lines of output.
     """
-    if reported:
-        return reported
     if code < 0:
         try:
             how = f"killed by {signal.Signals(-code).name}"
@@ -228,21 +225,28 @@ class WorkerProcess:
             self.error = self.error or "the supervisor failed while it watched this worker"
         finally:
             self.ended = True
-            Path(self._config.socket_path).unlink(missing_ok=True)
+            self._remove_socket()
             self._on_change(self, True)
+
+    def _remove_socket(self) -> None:
+        Path(self._config.socket_path).unlink(missing_ok=True)
+
+    def _spawn(self) -> subprocess.Popen[bytes]:
+        # In a session of its own, so that Ctrl-C in a terminal reaches the supervisor alone, which drains.
+        return subprocess.Popen(
+            self._command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            env=child_environment(os.environ),
+            start_new_session=True,
+        )
 
     async def _live(self) -> None:
         if self._drain_deadline is not None or self._killed_because:
             return
         try:
-            process = subprocess.Popen(
-                self._command,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                env=child_environment(os.environ),
-                start_new_session=True,
-            )
+            process = self._spawn()
         except OSError as error:
             self.error = f"cannot be started: {error}"
             return
@@ -272,14 +276,16 @@ class WorkerProcess:
         self._conclude(self.exit_code)
 
     def _conclude(self, code: int) -> None:
-        """Set the error of a process that has ended, unless its end was asked for."""
+        """Set the error of a process that has ended, unless its end was asked for. Its own words come first."""
         if self._connection is not None:
             # The worker's last words may have come after the last look at it.
             self.status = self._connection.status
-        if self._killed_because:
+        if self.status.error:
+            self.error = self.status.error
+        elif self._killed_because:
             self.error = f"killed: {self._killed_because}"
         elif not (self.told_to_stop or code == 0):
-            self.error = exit_reason(code, self.status.error, self._tail)
+            self.error = exit_reason(code, self._tail)
 
     async def _read_output(self, fd: int) -> None:
         """Pass the worker's output to logging, line by line, until its end."""

@@ -155,7 +155,7 @@ def _view(model: ModelRow, workers: Iterable[WorkerRow]) -> ModelView:
     )
 
 
-def read_rows() -> Rows:
+def query_rows() -> Rows:
     """Read models and workers: two queries.
 
     Raises:
@@ -163,14 +163,22 @@ def read_rows() -> Rows:
     """
     from ..models import ServedModel, Worker
 
-    # The connections are this thread's own. They are kept or closed as those of a request are (CONN_MAX_AGE).
+    models = ServedModel.objects.values_list("pk", "name", "wanted", "context_length", "created_at")
+    workers = Worker.objects.filter(state__in=LISTED_STATES).values_list(
+        "pk", "model_id", "endpoint", "state", "running", "waiting", "info", "heartbeat_at"
+    )
+    return Rows(tuple(ModelRow(*row) for row in models), tuple(WorkerRow(*row) for row in workers))
+
+
+def read_rows() -> Rows:
+    """As `query_rows`, in a thread that serves no request: keeps or closes its connections as a request would.
+
+    Raises:
+        django.db.Error: the database does not answer.
+    """
     close_old_connections()
     try:
-        models = ServedModel.objects.values_list("pk", "name", "wanted", "context_length", "created_at")
-        workers = Worker.objects.filter(state__in=LISTED_STATES).values_list(
-            "pk", "model_id", "endpoint", "state", "running", "waiting", "info", "heartbeat_at"
-        )
-        return Rows(tuple(ModelRow(*row) for row in models), tuple(WorkerRow(*row) for row in workers))
+        return query_rows()
     except DatabaseProblem:
         connections.close_all()
         raise
@@ -231,9 +239,7 @@ class Registry:
             if refresh is None:
                 break
             # `wait` leaves the refresh alone when this caller is cancelled: others wait for the same one.
-            done, _pending = await asyncio.wait(
-                {asyncio.wrap_future(refresh)}, timeout=PATIENCE_S if known else None
-            )
+            done, _pending = await asyncio.wait({asyncio.wrap_future(refresh)}, timeout=PATIENCE_S if known else None)
             for future in done:
                 future.result()
         state = self._state

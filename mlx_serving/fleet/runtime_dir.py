@@ -59,11 +59,14 @@ def prepare(folder: Path) -> None:
     Raises:
         RuntimeDirError: it cannot be made, or is not private to this user.
     """
-    try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    except OSError as error:
-        raise RuntimeDirError(f"cannot make {folder}: {error.strerror}") from error
-    if found := problem(folder):
+    if not (found := problem(folder)):
+        try:
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as error:
+            raise RuntimeDirError(f"cannot make {folder}: {error.strerror}") from error
+        # Once more: another user may have been faster, and a umask cannot be trusted.
+        found = problem(folder)
+    if found:
         raise RuntimeDirError(found)
 
 

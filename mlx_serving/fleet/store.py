@@ -35,6 +35,19 @@ class WorkerRow:
     values: dict[str, Any] = field(default_factory=dict)
 
 
+def spec_of(model: ServedModel) -> Spec:
+    """Return what a model's worker is started with."""
+    return Spec(
+        name=model.name,
+        source=model.source,
+        revision=model.revision,
+        dtype=model.dtype,
+        context_length=model.context_length,
+        max_rows=model.max_rows,
+        reload_token=model.reload_token,
+    )
+
+
 def _process_exists(pid: int) -> bool:
     try:
         os.kill(pid, 0)
@@ -104,16 +117,16 @@ class Store:
     def wanted(self) -> dict[int, Spec]:
         """Return the models that should be loaded, by their key."""
         with _connection():
-            rows = ServedModel.objects.filter(wanted=True).values(
-                "pk", "name", "source", "revision", "dtype", "context_length", "max_rows", "reload_token"
-            )
-            return {row.pop("pk"): Spec(**row) for row in rows}
+            return {model.pk: spec_of(model) for model in ServedModel.objects.filter(wanted=True)}
 
     def save(self, rows: Sequence[WorkerRow]) -> None:
         """Store what is known of these workers: one update each, and an insert at the first time."""
         with _connection():
             for row in rows:
-                if Worker.objects.filter(pk=row.worker_id).update(**row.values) == 0 and row.worker_id not in self._known:
+                if (
+                    Worker.objects.filter(pk=row.worker_id).update(**row.values) == 0
+                    and row.worker_id not in self._known
+                ):
                     self._insert(row)
                 self._known.add(row.worker_id)
                 if row.state in ENDED:

@@ -6,75 +6,163 @@ from django.db import migrations, models
 
 
 class Migration(migrations.Migration):
-
     initial = True
 
-    dependencies = [
-    ]
+    dependencies = []
 
     operations = [
         migrations.CreateModel(
-            name='FeatureFlag',
+            name="FeatureFlag",
             fields=[
-                ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
-                ('name', models.CharField(max_length=50, unique=True, verbose_name='name')),
-                ('enabled', models.BooleanField(help_text='Unset leaves the settings or the default in force.', null=True, verbose_name='on')),
-                ('updated_at', models.DateTimeField(auto_now=True, verbose_name='changed')),
+                ("id", models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name="ID")),
+                ("name", models.CharField(max_length=50, unique=True, verbose_name="name")),
+                (
+                    "enabled",
+                    models.BooleanField(
+                        help_text="Unset leaves the settings or the default in force.", null=True, verbose_name="on"
+                    ),
+                ),
+                ("updated_at", models.DateTimeField(auto_now=True, verbose_name="changed")),
             ],
             options={
-                'verbose_name': 'feature flag',
-                'verbose_name_plural': 'feature flags',
-                'ordering': ('name',),
+                "verbose_name": "feature flag",
+                "verbose_name_plural": "feature flags",
+                "ordering": ("name",),
             },
         ),
         migrations.CreateModel(
-            name='ServedModel',
+            name="ServedModel",
             fields=[
-                ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
-                ('name', models.CharField(help_text='The name that clients use.', max_length=200, unique=True, validators=[django.core.validators.RegexValidator('^[\\w.\\-/]+\\Z', 'Letters, digits, and . _ - / only.')], verbose_name='name')),
-                ('source', models.CharField(help_text="A Hugging Face id, a folder on the workers' host, or “demo” for the model that ships with the app.", max_length=500, verbose_name='source')),
-                ('revision', models.CharField(blank=True, help_text='Branch, tag or commit.', max_length=100, verbose_name='revision')),
-                ('wanted', models.BooleanField(default=True, help_text='Whether workers should run for it.', verbose_name='loaded')),
-                ('dtype', models.CharField(choices=[('auto', 'as stored; float32 on CPU'), ('float32', 'float32'), ('bfloat16', 'bfloat16'), ('float16', 'float16')], default='auto', max_length=10, verbose_name='number format')),
-                ('context_length', models.PositiveIntegerField(blank=True, help_text="Tokens of prompt and output together; empty takes the model's own limit.", null=True, validators=[django.core.validators.MinValueValidator(16)], verbose_name='context length')),
-                ('max_rows', models.PositiveIntegerField(blank=True, help_text='Sequences decoded together; empty takes the setting MAX_ROWS.', null=True, validators=[django.core.validators.MinValueValidator(1)], verbose_name='batch limit')),
-                ('reload_token', models.PositiveIntegerField(default=0, editable=False)),
-                ('created_at', models.DateTimeField(auto_now_add=True, verbose_name='added')),
-                ('updated_at', models.DateTimeField(auto_now=True, verbose_name='changed')),
+                ("id", models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name="ID")),
+                (
+                    "name",
+                    models.CharField(
+                        help_text="The name that clients use.",
+                        max_length=200,
+                        unique=True,
+                        validators=[
+                            django.core.validators.RegexValidator(
+                                "^[\\w.\\-/]+\\Z", "Letters, digits, and . _ - / only."
+                            )
+                        ],
+                        verbose_name="name",
+                    ),
+                ),
+                (
+                    "source",
+                    models.CharField(
+                        help_text="A Hugging Face id, a folder on the workers' host, or “demo” for the model that ships with the app.",
+                        max_length=500,
+                        verbose_name="source",
+                    ),
+                ),
+                (
+                    "revision",
+                    models.CharField(
+                        blank=True, help_text="Branch, tag or commit.", max_length=100, verbose_name="revision"
+                    ),
+                ),
+                (
+                    "wanted",
+                    models.BooleanField(
+                        default=True, help_text="Whether workers should run for it.", verbose_name="loaded"
+                    ),
+                ),
+                (
+                    "dtype",
+                    models.CharField(
+                        choices=[
+                            ("auto", "as stored; float32 on CPU"),
+                            ("float32", "float32"),
+                            ("bfloat16", "bfloat16"),
+                            ("float16", "float16"),
+                        ],
+                        default="auto",
+                        max_length=10,
+                        verbose_name="number format",
+                    ),
+                ),
+                (
+                    "context_length",
+                    models.PositiveIntegerField(
+                        blank=True,
+                        help_text="Tokens of prompt and output together; empty takes the model's own limit.",
+                        null=True,
+                        validators=[django.core.validators.MinValueValidator(16)],
+                        verbose_name="context length",
+                    ),
+                ),
+                (
+                    "max_rows",
+                    models.PositiveIntegerField(
+                        blank=True,
+                        help_text="Sequences decoded together; empty takes the setting MAX_ROWS.",
+                        null=True,
+                        validators=[django.core.validators.MinValueValidator(1)],
+                        verbose_name="batch limit",
+                    ),
+                ),
+                ("reload_token", models.PositiveIntegerField(default=0, editable=False)),
+                ("created_at", models.DateTimeField(auto_now_add=True, verbose_name="added")),
+                ("updated_at", models.DateTimeField(auto_now=True, verbose_name="changed")),
             ],
             options={
-                'verbose_name': 'model',
-                'verbose_name_plural': 'models',
-                'ordering': ('name',),
+                "verbose_name": "model",
+                "verbose_name_plural": "models",
+                "ordering": ("name",),
             },
         ),
         migrations.CreateModel(
-            name='Worker',
+            name="Worker",
             fields=[
-                ('id', models.CharField(editable=False, max_length=40, primary_key=True, serialize=False)),
-                ('host', models.CharField(max_length=200, verbose_name='host')),
-                ('endpoint', models.CharField(max_length=200, verbose_name='endpoint')),
-                ('pid', models.PositiveIntegerField(null=True, verbose_name='process id')),
-                ('state', models.CharField(choices=[('starting', 'starting'), ('loading', 'loading'), ('ready', 'ready'), ('draining', 'draining'), ('stopped', 'stopped'), ('failed', 'failed')], db_index=True, default='starting', max_length=10, verbose_name='state')),
-                ('reload_token', models.PositiveIntegerField(default=0)),
-                ('progress', models.FloatField(default=0.0, verbose_name='load progress')),
-                ('running', models.PositiveIntegerField(default=0, verbose_name='running')),
-                ('waiting', models.PositiveIntegerField(default=0, verbose_name='waiting')),
-                ('kv_bytes', models.BigIntegerField(default=0, verbose_name='KV cache')),
-                ('memory_bytes', models.BigIntegerField(default=0, verbose_name='memory')),
-                ('step_ms', models.FloatField(default=0.0, verbose_name='step time')),
-                ('load', models.JSONField(blank=True, default=dict, verbose_name='load')),
-                ('info', models.JSONField(blank=True, default=dict, verbose_name='model information')),
-                ('last_error', models.TextField(blank=True, verbose_name='last error')),
-                ('started_at', models.DateTimeField(auto_now_add=True, verbose_name='started')),
-                ('heartbeat_at', models.DateTimeField(null=True, verbose_name='last heartbeat')),
-                ('stopped_at', models.DateTimeField(null=True, verbose_name='stopped')),
-                ('model', models.ForeignKey(on_delete=django.db.models.deletion.CASCADE, related_name='workers', to='mlx_serving.servedmodel', verbose_name='model')),
+                ("id", models.CharField(editable=False, max_length=40, primary_key=True, serialize=False)),
+                ("host", models.CharField(max_length=200, verbose_name="host")),
+                ("endpoint", models.CharField(max_length=200, verbose_name="endpoint")),
+                ("pid", models.PositiveIntegerField(null=True, verbose_name="process id")),
+                (
+                    "state",
+                    models.CharField(
+                        choices=[
+                            ("starting", "starting"),
+                            ("loading", "loading"),
+                            ("ready", "ready"),
+                            ("draining", "draining"),
+                            ("stopped", "stopped"),
+                            ("failed", "failed"),
+                        ],
+                        db_index=True,
+                        default="starting",
+                        max_length=10,
+                        verbose_name="state",
+                    ),
+                ),
+                ("reload_token", models.PositiveIntegerField(default=0)),
+                ("progress", models.FloatField(default=0.0, verbose_name="load progress")),
+                ("running", models.PositiveIntegerField(default=0, verbose_name="running")),
+                ("waiting", models.PositiveIntegerField(default=0, verbose_name="waiting")),
+                ("kv_bytes", models.BigIntegerField(default=0, verbose_name="KV cache")),
+                ("memory_bytes", models.BigIntegerField(default=0, verbose_name="memory")),
+                ("step_ms", models.FloatField(default=0.0, verbose_name="step time")),
+                ("load", models.JSONField(blank=True, default=dict, verbose_name="load")),
+                ("info", models.JSONField(blank=True, default=dict, verbose_name="model information")),
+                ("last_error", models.TextField(blank=True, verbose_name="last error")),
+                ("started_at", models.DateTimeField(auto_now_add=True, verbose_name="started")),
+                ("heartbeat_at", models.DateTimeField(null=True, verbose_name="last heartbeat")),
+                ("stopped_at", models.DateTimeField(null=True, verbose_name="stopped")),
+                (
+                    "model",
+                    models.ForeignKey(
+                        on_delete=django.db.models.deletion.CASCADE,
+                        related_name="workers",
+                        to="mlx_serving.servedmodel",
+                        verbose_name="model",
+                    ),
+                ),
             ],
             options={
-                'verbose_name': 'worker',
-                'verbose_name_plural': 'workers',
-                'ordering': ('-started_at',),
+                "verbose_name": "worker",
+                "verbose_name_plural": "workers",
+                "ordering": ("-started_at",),
             },
         ),
     ]

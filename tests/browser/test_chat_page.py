@@ -76,8 +76,9 @@ def chat(browser: Chrome, demo: Demo) -> ChatPage:
 def test_an_answer_streams_and_shows_its_speed(chat: ChatPage) -> None:
     chat.ask(LONG)
     chat.wait(lambda: chat.running and chat.answer)
-    lengths = {len(chat.answer) for _ in range(20)}
-    assert len(lengths) > 1, "the text grows while it is read"
+    length = len(chat.answer)
+    chat.wait(lambda: len(chat.answer) > length)
+    assert chat.running, "the text grew before it was complete"
     chat.find("#stop").click()
     assert "42" in chat.ask_and_wait("What is 17 + 25?")
     stats = chat.answers[-1].find_element(By.CSS_SELECTOR, ".stats").text
@@ -159,6 +160,34 @@ def test_markdown_becomes_elements_and_never_markup(chat: ChatPage) -> None:
     )
 
 
+def test_the_socket_client_runs_several_chats_and_leaving_a_loop_stops_one(browser: Chrome, demo: Demo) -> None:
+    browser.get(demo.url)
+    result = browser.execute_async_script(
+        """
+        const [long, done] = arguments;
+        import("/static/mlx_serving/chat/socket.js").then(async ({ ChatSocket }) => {
+          const socket = new ChatSocket();
+          const request = (content) => ({ messages: [{ role: "user", content }], temperature: 0 });
+          const whole = async (content) => {
+            let text = "";
+            for await (const event of socket.chat(request(content))) if (event.type === "delta") text += event.text;
+            return text;
+          };
+          const first = async (content) => {
+            for await (const event of socket.chat(request(content))) if (event.type === "delta") return "left";
+          };
+          const refused = socket.chat({ messages: [] }).next().catch((error) => [error.name, error.code, error.param]);
+          done(await Promise.all([whole("What is 17 + 25?"), first(long), whole("What is 20 + 30?"), refused]));
+        });
+        """,
+        LONG,
+    )
+    assert "42" in result[0]
+    assert result[1] == "left"
+    assert "50" in result[2]
+    assert result[3][:2] == ["ChatError", "invalid_request"]
+
+
 def test_scrolling_up_during_an_answer_stays_there(chat: ChatPage) -> None:
     chat.browser.set_window_size(700, 420)
     chat.ask(LONG)
@@ -189,11 +218,27 @@ def test_the_page_reconnects_after_a_restart_of_the_site(
         chat.wait(lambda: chat.running and chat.answer)
 
 
-def test_admin_login_and_its_pages_open(browser: Chrome, demo: Demo) -> None:
-    browser.get(f"{demo.url}/admin/")
+def test_a_closed_site_says_so_and_serves_those_who_log_in(browser: Chrome, tmp_path: Path, runtime_dir: Path) -> None:
+    with running_demo(tmp_path / "var", runtime_dir, MLX_SERVING_ALLOW_ANONYMOUS="false") as site:
+        browser.get(site.url)
+        picker = browser.find_element(By.ID, "model")
+        WebDriverWait(browser, 20).until(lambda _: "log in" in picker.text)
+        browser.find_element(By.ID, "input").send_keys("What is 17 + 25?", Keys.ENTER)
+        WebDriverWait(browser, 20).until(lambda _: browser.find_elements(By.CSS_SELECTOR, ".error .message"))
+        assert "log in" in browser.find_element(By.CSS_SELECTOR, ".error .message").text
+        log_in(browser, site)
+        assert "42" in ChatPage(browser, site.url).ask_and_wait("What is 17 + 25?")
+
+
+def log_in(browser: Chrome, site: Demo) -> None:
+    browser.get(f"{site.url}/admin/")
     browser.find_element(By.NAME, "username").send_keys("admin")
-    browser.find_element(By.NAME, "password").send_keys(demo.password, Keys.ENTER)
+    browser.find_element(By.NAME, "password").send_keys(site.password, Keys.ENTER)
     WebDriverWait(browser, 20).until(lambda _: browser.find_elements(By.LINK_TEXT, "Models"))
+
+
+def test_admin_login_and_its_pages_open(browser: Chrome, demo: Demo) -> None:
+    log_in(browser, demo)
     browser.find_element(By.LINK_TEXT, "Models").click()
     WebDriverWait(browser, 20).until(lambda _: MODEL in browser.find_element(By.ID, "content").text)
     for page in ("worker", "featureflag"):

@@ -15,10 +15,19 @@ import pytest
 from tests.system.deployments import DEMO_MODEL, TINY_MODEL, Deployment, Program, Site, deploy, serve
 
 
+@pytest.fixture(scope="session")
+def migrated_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An SQLite database with every table and no row of ours."""
+    folder = tmp_path_factory.mktemp("migrated")
+    with deploy(folder) as made:
+        made.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    return folder / "db.sqlite3"
+
+
 @pytest.fixture
-def deployment(tmp_path: Path) -> Iterator[Deployment]:
+def deployment(tmp_path: Path, migrated_database: Path) -> Iterator[Deployment]:
     """A site of this test's own, with nothing started and no model."""
-    with deploy(tmp_path / "site") as made:
+    with deploy(tmp_path / "site", migrated_database) as made:
         yield made
 
 
@@ -41,9 +50,9 @@ def supervisor(deployment: Deployment, tiny_model: Path) -> Program:
 
 
 @pytest.fixture(scope="session")
-def demo_deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
+def demo_deployment(tmp_path_factory: pytest.TempPathFactory, migrated_database: Path) -> Iterator[Deployment]:
     """A site's folder for the session, with a supervisor and a ready worker for the demo model."""
-    with deploy(tmp_path_factory.mktemp("demo") / "site") as made:
+    with deploy(tmp_path_factory.mktemp("demo") / "site", migrated_database) as made:
         made.supervise("--add", "demo")
         made.wait_for_worker("ready", model=DEMO_MODEL)
         yield made

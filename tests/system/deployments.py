@@ -24,7 +24,7 @@ from tests.support import ROOT, free_port
 DEMO_MODEL = "mlx-serving-demo"
 TINY_MODEL = "tiny"
 
-PATIENCE_S = 60.0
+PATIENCE_S = 120.0
 """How long anything may take before a test gives up. Not an expectation: the machine may be very busy."""
 
 POLL_S = 0.05
@@ -32,7 +32,9 @@ POLL_S = 0.05
 T = TypeVar("T")
 
 
-def wait_for(look: Callable[[], T | None], what: str, *, timeout_s: float = PATIENCE_S, details: Callable[[], str] = str) -> T:
+def wait_for(
+    look: Callable[[], T | None], what: str, *, timeout_s: float = PATIENCE_S, details: Callable[[], str] = str
+) -> T:
     """Call `look` until it returns something true, and return that; fail with the details after `timeout_s`."""
     deadline = time.monotonic() + timeout_s
     while not (found := look()):
@@ -134,7 +136,9 @@ class Deployment:
             program.stop()
 
     def logs(self) -> str:
-        return "\n".join(f"--- {path.name}\n{path.read_text(errors='replace')[-6000:]}" for path in self.folder.glob("*.log"))
+        return "\n".join(
+            f"--- {path.name}\n{path.read_text(errors='replace')[-6000:]}" for path in self.folder.glob("*.log")
+        )
 
     # --- database ----------------------------------------------------------------------------------------------------
 
@@ -190,8 +194,11 @@ class Deployment:
 
 
 @contextmanager
-def deploy(folder: Path, **environ: str) -> Iterator[Deployment]:
-    """Make a site's folder with a migrated database; stop at the end what was started in it."""
+def deploy(folder: Path, database: Path | None = None, **environ: str) -> Iterator[Deployment]:
+    """Make a site's folder; stop at the end what was started in it.
+
+    `database` is a migrated one to copy, because migrating takes seconds; without it the new one is migrated.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     # Under /tmp, because the path of a socket may have 103 bytes only.
     runtime_dir = tempfile.mkdtemp(prefix="mlx-", dir="/tmp")
@@ -213,7 +220,10 @@ def deploy(folder: Path, **environ: str) -> Iterator[Deployment]:
         },
     )
     try:
-        deployment.manage("migrate", "--verbosity", "0")
+        if database is None:
+            deployment.manage("migrate", "--verbosity", "0")
+        else:
+            shutil.copy(database, folder / "db.sqlite3")
         yield deployment
     finally:
         deployment.close()

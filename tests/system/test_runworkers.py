@@ -12,7 +12,6 @@ import pytest
 
 from inference.protocol import Delta, Failed, Finished, GenerationRequest, RequestEvent
 from mlx_serving.fleet.connection import WorkerConnection
-
 from tests.system.deployments import TINY_MODEL, Deployment, Program, is_running, wait_for
 
 
@@ -181,7 +180,9 @@ def test_a_killed_supervisor_leaves_no_worker(deployment: Deployment, supervisor
     assert worker["pid"] in family
     supervisor.signal(signal.SIGKILL)
     supervisor.wait()
-    wait_for(lambda: not any(map(is_running, family)), "the workers to notice that their supervisor has gone", timeout_s=20)
+    wait_for(
+        lambda: not any(map(is_running, family)), "the workers to notice that their supervisor has gone", timeout_s=20
+    )
 
 
 def test_a_supervisor_starts_after_one_that_was_killed(deployment: Deployment, supervisor: Program) -> None:

@@ -1,6 +1,6 @@
 """Writes a Qwen3 of a few thousand random weights with a byte-level tokenizer: loads at once, never says anything sane.
 
-    python tests/system/tiny_model.py FOLDER
+python tests/system/tiny_model.py FOLDER
 """
 
 import json

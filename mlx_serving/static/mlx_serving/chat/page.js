@@ -36,7 +36,7 @@ const ADVICE = {
   model_not_ready: "The model is still loading. Try again in a moment.",
   overloaded: "The server is busy. Try again in a moment.",
   context_length_exceeded: "Start a new chat, or ask for fewer tokens.",
-  authentication_required: "Log in to this site first.",
+  authentication_required: "Log in, then reload this page.",
   worker_lost: "The worker is being restarted. Try again in a moment.",
   worker_draining: "The worker is being restarted. Try again in a moment.",
 };
@@ -46,6 +46,8 @@ const socket = new ChatSocket(new URL(config.socket, window.location.href));
 let messages = [];
 /** The answer that is being written: {controller}, or null. */
 let running = null;
+/** Why the site does not serve this visitor, or "". A refused socket looks to a page like one that cannot be reached. */
+let refusal = "";
 let follow = true;
 
 // --- the conversation ------------------------------------------------------------------------------------------------
@@ -72,6 +74,7 @@ async function answer() {
   showRunning();
   let text = "";
   try {
+    if (refusal && socket.state !== "open") throw new ChatError(refusal, { code: "authentication_required" });
     for await (const event of socket.chat(requestBody(), { signal: controller.signal })) {
       if (event.type === "delta") {
         text += event.text;
@@ -204,6 +207,7 @@ async function loadModels() {
   try {
     const response = await fetch(config.models, { headers: { Accept: "application/json" } });
     const body = await response.json();
+    refusal = [401, 403].includes(response.status) ? (body.error?.message ?? response.statusText) : "";
     if (!response.ok) throw new Error(body.error?.message ?? response.statusText);
     const wanted = page.model.value || saved().model || config.defaultModel;
     const names = body.data.map((model) => model.id);
@@ -219,7 +223,7 @@ function showConnection() {
   const words = { open: "Connected", connecting: "Connecting …", waiting: "Reconnecting …", closed: "Disconnected" };
   page.connection.dataset.state = socket.state;
   page.connection.querySelector(".word").textContent = words[socket.state];
-  if (socket.state === "open") loadModels();
+  if (socket.state === "open" || socket.state === "waiting") loadModels();
 }
 
 function showRunning() {
