@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 
-from inference.engine import PreparedRequest
 from inference.loading import LoadedModel
 from inference.protocol import (
     INITIAL_CREDIT,
@@ -37,6 +36,7 @@ from inference.protocol import (
     WorkerConfig,
     encode_frame,
 )
+from inference.running import PreparedRequest
 from inference.server import WorkerServer
 
 
