@@ -19,9 +19,7 @@ Cache: TypeAlias = list[Any]
 R = TypeVar("R")
 
 
-def row_kv(
-    layers: Sequence[Any], row: int, length: int
-) -> Callable[[int, int], tuple[tuple[mx.array, mx.array], ...]]:
+def row_kv(layers: Sequence[Any], row: int, length: int) -> Callable[[int, int], tuple[tuple[mx.array, mx.array], ...]]:
     """Return a function that copies keys and values of one row's tokens out of layers that can be cut.
 
     Args:
@@ -134,7 +132,9 @@ class DecodeBatch(Generic[R]):
         self._sampler = BatchSampler(vocab_size)
         self.rows: list[R] = []
 
-    def join(self, rows: Sequence[R], last_tokens: Sequence[int], cache: Cache, sampling: Sequence[RowSampling]) -> None:
+    def join(
+        self, rows: Sequence[R], last_tokens: Sequence[int], cache: Cache, sampling: Sequence[RowSampling]
+    ) -> None:
         """Add prefilled rows.
 
         Args:

@@ -20,7 +20,7 @@ import mlx.core as mx
 
 from .batch import DecodeBatch, Launched, row_kv
 from .loading import LoadedModel
-from .prefilling import Lane, Prefilling, PrefillFailed
+from .prefilling import Lane, PrefillFailed, Prefilling
 from .prefix_cache import PrefixCache, as_tokens
 from .protocol import (
     BATCH_ROW_BUCKETS,
@@ -65,7 +65,7 @@ class EngineOptions:
     limits: Limits
     prefix_cache_bytes: int
     target_itl_ms: float
-    features: Configure = Configure()
+    features: Configure
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,10 +180,7 @@ class Engine:
 
     def _idle(self) -> bool:
         return (
-            not self._batch.rows
-            and self._in_flight is None
-            and self._prefilling.idle
-            and not self._scheduler.waiting
+            not self._batch.rows and self._in_flight is None and self._prefilling.idle and not self._scheduler.waiting
         )
 
     def _take_commands(self) -> None:
@@ -387,9 +384,7 @@ class Engine:
         if found is None:
             return {}
         chosen, ids, top = found.chosen.tolist(), found.top_ids.tolist(), found.top.tolist()
-        return {
-            row: ((chosen[at], tuple(zip(ids[at], top[at], strict=True))),) for at, row in enumerate(found.rows)
-        }
+        return {row: ((chosen[at], tuple(zip(ids[at], top[at], strict=True))),) for at, row in enumerate(found.rows)}
 
     def _take_token(self, row: Row, token: int, logprobs: tuple[tuple[float, Any], ...]) -> None:
         running = row.running

@@ -115,7 +115,9 @@ class PrefixCache:
         self._tree.touch(path[-1])
         return cache, length
 
-    def put(self, tokens: Tokens, kv: Callable[[int, int], tuple[KeyValue, ...]], others: Sequence[Any]) -> Node[Segment]:
+    def put(
+        self, tokens: Tokens, kv: Callable[[int, int], tuple[KeyValue, ...]], others: Sequence[Any]
+    ) -> Node[Segment]:
         """Remember a sequence.
 
         Args:

@@ -1,4 +1,4 @@
-"""A radix tree over token sequences with a payload on every edge: which prefixes are known, in what order to forget them.
+"""A radix tree over token sequences with a payload on every edge: which prefixes are known, and which goes first.
 
 Pure bookkeeping for `prefix_cache.py`: it knows nothing of KV. Payloads are cut by a function that the owner gives.
 Nodes are kept in order of use, ancestors always after their descendants, so the first node in that order is a leaf
@@ -60,7 +60,7 @@ class RadixTree(Generic[P]):
         return iter(self._by_use)
 
     def match(self, tokens: Tokens) -> tuple[list[Node[P]], int]:
-        """Return the nodes on the way of the longest known prefix, and its length, which may end inside the last one."""
+        """Return the nodes of the longest known prefix, and its length, which may end inside the last node."""
         path: list[Node[P]] = []
         node, done = self.root, 0
         while done < len(tokens):

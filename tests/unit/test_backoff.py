@@ -5,7 +5,9 @@ from itertools import pairwise
 from mlx_serving.fleet.backoff import Backoff
 
 
-def pauses(count: int, *, random: float = 1.0, ready_s: float = 0.0, base_s: float = 1.0, max_s: float = 30.0) -> list[float]:
+def pauses(
+    count: int, *, random: float = 1.0, ready_s: float = 0.0, base_s: float = 1.0, max_s: float = 30.0
+) -> list[float]:
     backoff, found = Backoff(), []
     for _ in range(count):
         backoff = backoff.after_failure(now=100.0, ready_s=ready_s, base_s=base_s, max_s=max_s, random=lambda: random)

@@ -15,7 +15,18 @@ from mlx_lm.models.cache import RotatingKVCache
 
 from inference.engine import Engine, EngineOptions
 from inference.loading import LoadedModel
-from inference.protocol import Accepted, Configure, Delta, Event, Failed, Finished, GenerationRequest, Load, Progress, SamplingParams
+from inference.protocol import (
+    Accepted,
+    Configure,
+    Delta,
+    Event,
+    Failed,
+    Finished,
+    GenerationRequest,
+    Load,
+    Progress,
+    SamplingParams,
+)
 from inference.running import PreparedRequest
 from inference.scheduler import AdaptiveLimit, Limits
 from inference.selfcheck import batches_correctly
@@ -265,9 +276,7 @@ def test_failing_prefill_fails_its_request_alone(tiny: LoadedModel, monkeypatch:
     assert len(harness.tokens()["fine", 0]) == 20
 
 
-def test_failing_step_fails_its_rows_and_the_engine_goes_on(
-    tiny: LoadedModel, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_failing_step_fails_its_rows_and_the_engine_goes_on(tiny: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
     harness = Harness(tiny)
     for name in ("a", "b"):
         harness.engine.submit(_prepared(name, [5], 20))
@@ -344,7 +353,9 @@ def _alone(model: LoadedModel, requests: Sequence[PreparedRequest]) -> dict[tupl
 def _sharing(count: int, shared: int, vocab: int) -> list[PreparedRequest]:
     rng = random.Random(5)
     prefix = [rng.randrange(3, vocab) for _ in range(shared)]
-    return [_prepared(f"r{at}", [*prefix, *(rng.randrange(3, vocab) for _ in range(1 + at % 7))], 6) for at in range(count)]
+    return [
+        _prepared(f"r{at}", [*prefix, *(rng.randrange(3, vocab) for _ in range(1 + at % 7))], 6) for at in range(count)
+    ]
 
 
 def test_requests_that_arrive_together_compute_their_shared_prefix_once(model: LoadedModel) -> None:
@@ -429,7 +440,9 @@ def test_crowd_with_overlapping_prompts_gets_the_tokens_of_each_alone(model: Loa
     requests = []
     for at in range(30):
         stem = rng.choice(stems)
-        prompt = stem[: rng.randrange(1, len(stem) + 1)] + [rng.randrange(3, 200) for _ in range(rng.choice([0, 1, 20]))]
+        prompt = stem[: rng.randrange(1, len(stem) + 1)] + [
+            rng.randrange(3, 200) for _ in range(rng.choice([0, 1, 20]))
+        ]
         requests.append(_prepared(f"r{at}", prompt, rng.randrange(1, 12), n=1 + (at % 9 == 4)))
     harness = Harness(model, max_rows=8, prefill_tokens_per_step=32)
     harness.run(requests)
@@ -447,7 +460,12 @@ def test_rows_that_outgrow_the_memory_are_preempted_and_resumed_with_the_same_to
     monkeypatch.setattr("inference.scheduler.PROJECTED_NEW_TOKENS", 10)
     sampled = SamplingParams(temperature=1.0, frequency_penalty=0.5)
     requests = [
-        _prepared(f"r{at}", [5 + at] * 20, 150, sampling=msgspec.structs.replace(sampled, seed=at) if at % 2 else SamplingParams(temperature=0))
+        _prepared(
+            f"r{at}",
+            [5 + at] * 20,
+            150,
+            sampling=msgspec.structs.replace(sampled, seed=at) if at % 2 else SamplingParams(temperature=0),
+        )
         for at in range(4)
     ]
     budget = 300 * tiny.info.kv_bytes_per_token
@@ -509,10 +527,12 @@ def test_adaptive_batching_lowers_the_rows_when_steps_are_slow(tiny: LoadedModel
 def test_log_probabilities_equal_those_of_a_forward_pass(tiny: LoadedModel) -> None:
     harness = Harness(tiny)
     sampling = SamplingParams(temperature=0.7, seed=4, presence_penalty=1.0)
-    harness.run([
-        _prepared("with", [5, 6, 7], 6, sampling=sampling, logprobs=3),
-        _prepared("without", [8, 9], 6),
-    ])
+    harness.run(
+        [
+            _prepared("with", [5, 6, 7], 6, sampling=sampling, logprobs=3),
+            _prepared("without", [8, 9], 6),
+        ]
+    )
     tokens = harness.tokens()["with", 0]
     logits = tiny.model(mx.array([[5, 6, 7, *tokens]]), cache=tiny.make_cache())[0, 2:-1]
     expected = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
