@@ -1,26 +1,43 @@
 """The rows that are being decoded together, and the groups that are being prefilled: KV caches and token arrays.
 
 Built on the cache classes of mlx-lm, of which only the interface is used that its own generators use: `merge`,
-`extend`, `filter`, `prepare`, `finalize`. Runs on the engine thread only.
+`extend`, `filter`, `extract`, `prepare`, `finalize`. Runs on the engine thread only.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeAlias, TypeVar
 
 import mlx.core as mx
 
-from .sampling import BatchSampler, RowSampling
+from .sampling import BatchSampler, Choice, RowSampling
 
-Model = Any
-Cache = list[Any]
+Model: TypeAlias = Any
+Cache: TypeAlias = list[Any]
 R = TypeVar("R")
 
 
-def _states(cache: Cache) -> list[Any]:
-    return [layer.state for layer in cache]
+def row_kv(layers: Sequence[Any], row: int, length: int) -> Callable[[int, int], tuple[tuple[mx.array, mx.array], ...]]:
+    """Return a function that copies keys and values of one row's tokens out of layers that can be cut.
+
+    Args:
+        layers: single-row or batched caches; in the latter rows are right-justified.
+        row: position in the batch.
+        length: tokens that the row has in the caches.
+    """
+
+    def kv(start: int, end: int) -> tuple[tuple[mx.array, mx.array], ...]:
+        found = []
+        for layer in layers:
+            first = layer.size() - length
+            part = slice(first + start, first + end)
+            keys, values = layer.keys[row : row + 1, :, part], layer.values[row : row + 1, :, part]
+            found.append((mx.contiguous(keys), mx.contiguous(values)))
+        return tuple(found)
+
+    return kv
 
 
 class Prefill:
@@ -28,12 +45,18 @@ class Prefill:
 
     Either one prompt, in chunks of any length, or several short ones, right-padded, in one chunk. All tokens but the
     last are computed; the last is the row's first decode input, which spares the output layer for the prompt.
+
+    Args:
+        model: the model.
+        prompts: token ids of each prompt, without what its cache holds already; at least one token each.
+        caches: the caches of each prompt, for one row each.
     """
 
     def __init__(self, model: Model, prompts: Sequence[Sequence[int]], caches: Sequence[Cache]) -> None:
         self._model = model
         self._prompts = prompts
-        self._done = 0
+        self.done = 0
+        """Tokens of the longest prompt that have been computed, or are being."""
         if len(caches) == 1:
             self.cache = caches[0]
         else:
@@ -42,20 +65,20 @@ class Prefill:
     @property
     def remaining(self) -> int:
         """Tokens of the longest prompt that are still to compute."""
-        return max(len(prompt) for prompt in self._prompts) - 1 - self._done
+        return max(len(prompt) for prompt in self._prompts) - 1 - self.done
 
     def advance(self, budget: int) -> int:
         """Start computing the next chunk, of at most `budget` tokens for one prompt, and return the tokens in it."""
         if len(self._prompts) == 1:
-            end = min(self._done + budget, len(self._prompts[0]) - 1)
-            chunk = self._prompts[0][self._done : end]
+            end = min(self.done + budget, len(self._prompts[0]) - 1)
+            chunk = self._prompts[0][self.done : end]
             if chunk:
                 self._model(mx.array([chunk], mx.uint32), cache=self.cache)
-            self._done = end
+            self.done = end
             computed = len(chunk)
         else:
             computed = self._whole()
-        mx.async_eval(_states(self.cache))
+        mx.async_eval([layer.state for layer in self.cache])
         return computed
 
     def for_batch(self, rows: int, *, merges: bool) -> Cache:
@@ -67,7 +90,7 @@ class Prefill:
     def _whole(self) -> int:
         lengths = [len(prompt) - 1 for prompt in self._prompts]
         longest = max(lengths)
-        self._done = longest
+        self.done = longest
         if longest == 0:
             return 0
         padding = [longest - length for length in lengths]
@@ -87,10 +110,10 @@ class Prefill:
 
 @dataclass(slots=True)
 class Launched(Generic[R]):
-    """A decode step that the device computes: its rows, and their next tokens, shape [rows]."""
+    """A decode step that the device computes: its rows and what it will choose for them."""
 
     rows: tuple[R, ...]
-    tokens: mx.array
+    choice: Choice
 
 
 class DecodeBatch(Generic[R]):
@@ -103,8 +126,9 @@ class DecodeBatch(Generic[R]):
     def __init__(self, model: Model, vocab_size: int, *, merges: bool) -> None:
         self._model = model
         self._merges = merges
-        self._cache: Cache = []
+        self.cache: Cache = []
         self._tokens: mx.array | None = None
+        self._logits: mx.array | None = None
         self._sampler = BatchSampler(vocab_size)
         self.rows: list[R] = []
 
@@ -119,11 +143,11 @@ class DecodeBatch(Generic[R]):
             cache: KV of the rows, from `Prefill.for_batch`.
             sampling: how each row chooses tokens.
         """
-        if self._cache and self._merges:
-            for mine, other in zip(self._cache, cache, strict=True):
+        if self.cache and self._merges:
+            for mine, other in zip(self.cache, cache, strict=True):
                 mine.extend(other)
         else:
-            self._cache = cache
+            self.cache = cache
         tokens = mx.array(last_tokens, mx.uint32)
         self._tokens = tokens if self._tokens is None else mx.concatenate([self._tokens, tokens])
         self._sampler.join(sampling)
@@ -136,22 +160,41 @@ class DecodeBatch(Generic[R]):
         self.rows = [self.rows[i] for i in indices]
         self._sampler.keep(indices)
         if not indices:
-            self._cache, self._tokens = [], None
+            self.cache, self._tokens, self._logits = [], None, None
             return
         at = mx.array(list(indices))
         self._tokens = None if self._tokens is None else self._tokens[at]
-        for layer in self._cache:
+        self._logits = None if self._logits is None else self._logits[at]
+        for layer in self.cache:
             layer.filter(at)
 
-    def launch(self) -> Launched[R]:
-        """Start the next decode step of all rows."""
+    def forward(self, *, start: bool) -> None:
+        """Build the next forward pass of all rows.
+
+        Args:
+            start: begin to compute it now; else `sample` starts both in one go.
+        """
         if self._tokens is None:
             raise ValueError("an empty batch has no next step")
-        logits = self._model(self._tokens[:, None], cache=self._cache)[:, -1, :]
-        self._tokens = self._sampler(logits)
-        mx.async_eval(self._tokens, self._sampler.state)
-        return Launched(tuple(self.rows), self._tokens)
+        self._logits = self._model(self._tokens[:, None], cache=self.cache)[:, -1, :]
+        if start:
+            mx.async_eval(self._logits)
+
+    def sample(self) -> Launched[R]:
+        """Start choosing the next tokens from the forward pass."""
+        if self._logits is None:
+            raise ValueError("there was no forward pass")
+        choice = self._sampler(self._logits)
+        self._tokens, self._logits = choice.tokens, None
+        reported = choice.logprobs
+        extra = [] if reported is None else [reported.chosen, reported.top_ids, reported.top]
+        mx.async_eval(choice.tokens, self._sampler.state, extra)
+        return Launched(tuple(self.rows), choice)
+
+    def padded_tokens(self) -> int:
+        """Return how many tokens every row takes in the KV caches, its padding included."""
+        return max((layer.size() for layer in self.cache), default=0)
 
     def nbytes(self) -> int:
         """Return the bytes that the rows' KV takes."""
-        return sum(layer.nbytes for layer in self._cache)
+        return sum(layer.nbytes for layer in self.cache)

@@ -11,29 +11,36 @@ from __future__ import annotations
 import logging
 import queue
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from bisect import bisect_left
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 import mlx.core as mx
 
-from .batch import DecodeBatch, Launched, Prefill
+from .batch import DecodeBatch, Launched, row_kv
 from .loading import LoadedModel
+from .prefilling import Lane, PrefillFailed, Prefilling
+from .prefix_cache import PrefixCache, as_tokens
 from .protocol import (
+    BATCH_ROW_BUCKETS,
     Accepted,
+    Configure,
     Delta,
     Event,
     Failed,
     FailureCode,
     Finished,
     FinishReason,
-    GenerationRequest,
     Load,
+    Progress,
+    TokenLogprob,
     Usage,
 )
-from .sampling import RowSampling, choice_seed
-from .scheduler import Job, Limits, NeverFits, QueueFull, Scheduler
-from .text import Piece, TextStream
+from .running import PreparedRequest, Row, Running
+from .sampling import Logprobs, RowSampling, choice_seed
+from .scheduler import AdaptiveLimit, Job, Limits, NeverFits, QueueFull, Scheduler
+from .text import Piece
 
 logger = logging.getLogger(__name__)
 
@@ -45,55 +52,26 @@ Emit: TypeAlias = Callable[[list[Event], Load], None]
 
 
 @dataclass(frozen=True, slots=True)
-class PreparedRequest:
-    """A valid request with its prompt as token ids.
+class EngineOptions:
+    """What an engine is set up with.
 
     Attributes:
-        prompt: token ids, at least one.
-        max_new_tokens: most tokens of each choice; prompt and output fit the context.
+        limits: what bounds the batch.
+        prefix_cache_bytes: most memory for known prefixes, out of the KV budget.
+        target_itl_ms: step time above which adaptive batching starts no further rows.
+        features: which features are on at first.
     """
 
-    request: GenerationRequest
-    prompt: tuple[int, ...]
-    max_new_tokens: int
-
-
-@dataclass(slots=True)
-class _Row:
-    """One choice that is being generated."""
-
-    running: _Running
-    index: int
-    text: TextStream
-    launched: int = 0
-    """Tokens that the device was asked for, read or not."""
-    generated: int = 0
-    """Tokens that have been read."""
-    done: bool = False
-
-
-@dataclass(slots=True)
-class _Running:
-    """A request between its admission and its last event."""
-
-    prepared: PreparedRequest
-    seq: int = 0
-    open_choices: int = 0
-    generated: int = 0
-    rows: list[_Row] = field(default_factory=list)
-
-    @property
-    def request_id(self) -> str:
-        return self.prepared.request.request_id
-
-    def next_seq(self) -> int:
-        self.seq += 1
-        return self.seq - 1
+    limits: Limits
+    prefix_cache_bytes: int
+    target_itl_ms: float
+    features: Configure
 
 
 @dataclass(frozen=True, slots=True)
 class _Submit:
     prepared: PreparedRequest
+    at_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,38 +88,57 @@ class _Stop:
 class Engine:
     """Runs requests on one loaded model. `run` is called by the thread that loaded it; the rest from any thread."""
 
-    def __init__(self, loaded: LoadedModel, limits: Limits, emit: Emit, worker_id: str) -> None:
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        options: EngineOptions,
+        emit: Emit,
+        worker_id: str,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._loaded = loaded
         self._worker_id = worker_id
         self._emit = emit
-        self._scheduler = Scheduler(limits)
-        self._inbox: queue.SimpleQueue[_Submit | _Cancel | _Stop] = queue.SimpleQueue()
-        self._requests: dict[str, _Running] = {}
-        self._batch: DecodeBatch[_Row] = self._new_batch()
-        self._prefill: Prefill | None = None
-        self._prefilling: list[_Running] = []
-        self._in_flight: Launched[_Row] | None = None
+        self._clock = clock
+        self._limits = options.limits
+        self._scheduler = Scheduler(options.limits)
+        self._adaptive = AdaptiveLimit(options.limits.max_rows, options.target_itl_ms)
+        self._prefixes = PrefixCache(loaded.make_cache, options.prefix_cache_bytes)
+        self._prefilling = Prefilling(loaded, self._scheduler, self._prefixes)
+        self._inbox: queue.SimpleQueue[_Submit | _Cancel | Configure | _Stop] = queue.SimpleQueue()
+        self._requests: dict[str, Running] = {}
+        self._batch: DecodeBatch[Row] = self._new_batch()
+        self._in_flight: Launched[Row] | None = None
         self._events: list[Event] = []
         self._stopped = False
-        self._last_launch = 0.0
         self._load = Load()
         self.steps = 0
         """Decode steps started; read by other threads."""
-        self._totals = dict.fromkeys(("prompt_tokens", "generated_tokens", "requests", "cancelled"), 0)
+        self._counts = dict.fromkeys(("prompt", "generated", "requests", "cancelled", "preempted", "row_steps"), 0)
+        self._batch_rows = [0] * (len(BATCH_ROW_BUCKETS) + 1)
         self._cancel_steps_max = 0
+        self._last_launch_s = 0.0
         self._step_ms = 0.0
+        self._prefill_s_per_token = 0.0
+        self._chunk_tokens = 0
+        """Prompt tokens whose computation was started since the last decode step."""
         self._kv_bytes = 0
         self._memory_bytes = 0
+        self._configure(options.features)
 
     # --- from any thread ---------------------------------------------------------------------------------------------
 
     def submit(self, prepared: PreparedRequest) -> None:
         """Hand over a request. Its events arrive through `emit`."""
-        self._inbox.put(_Submit(prepared))
+        self._inbox.put(_Submit(prepared, self._clock()))
 
     def cancel(self, request_id: str) -> None:
         """Take a request out of the batch before the next step. No further event of it is emitted."""
         self._inbox.put(_Cancel(request_id, self.steps))
+
+    def configure(self, features: Configure) -> None:
+        """Switch features on or off from the next step on."""
+        self._inbox.put(features)
 
     def stop(self) -> None:
         """Make `run` return after the current step."""
@@ -162,13 +159,12 @@ class Engine:
                 self.step()
 
     def step(self) -> None:
-        """Do what is due: join, launch, collect, prefill; then emit what came of it."""
+        """Do what is due: join, decode, collect, prefill; then emit what came of it."""
         previous, self._in_flight = self._in_flight, None
         try:
-            self._join()
-            self._in_flight = self._launch()
-            if previous is not None:
-                self._collect(previous)
+            for lane in self._prefilling.take_ready():
+                self._join(lane)
+            self._decode(previous)
         except Exception as error:
             # Whatever mlx raised, the rows of this batch are lost; the process and its queue are not.
             logger.exception("decode step failed")
@@ -176,19 +172,21 @@ class Engine:
         self._advance_prefill()
         self._publish()
 
-    def _new_batch(self) -> DecodeBatch[_Row]:
+    def _new_batch(self) -> DecodeBatch[Row]:
         info = self._loaded.info
         return DecodeBatch(self._loaded.model, info.vocab_size, merges=info.batched)
 
+    # --- commands ----------------------------------------------------------------------------------------------------
+
     def _idle(self) -> bool:
         return (
-            not self._batch.rows and self._in_flight is None and self._prefill is None and not self._scheduler.waiting
+            not self._batch.rows and self._in_flight is None and self._prefilling.idle and not self._scheduler.waiting
         )
 
     def _take_commands(self) -> None:
         block = self._idle()
         if block:
-            self._last_launch = 0.0
+            self._last_launch_s = 0.0
         while True:
             try:
                 command = self._inbox.get(block=block)
@@ -196,17 +194,37 @@ class Engine:
                 return
             block = False
             match command:
-                case _Submit(prepared):
-                    self._accept(prepared)
+                case _Submit(prepared, at_s):
+                    self._accept(prepared, at_s)
                 case _Cancel(request_id, at_step):
                     self._drop(request_id, at_step)
+                case Configure():
+                    self._configure(command)
                 case _Stop():
                     self._stopped = True
                     return
 
-    def _accept(self, prepared: PreparedRequest) -> None:
+    def _configure(self, features: Configure) -> None:
+        self._prefilling.reuse = features.prefix_cache
+        if not features.prefix_cache:
+            self._prefixes.clear()
+        self._adapts = features.adaptive_batching
+        if not features.adaptive_batching:
+            self._scheduler.row_limit = self._limits.max_rows
+
+    def _accept(self, prepared: PreparedRequest, at_s: float) -> None:
         request = prepared.request
-        job = Job(request.request_id, request.n, len(prepared.prompt) - 1, prepared.max_new_tokens)
+        prompt = as_tokens(prepared.prompt)
+        job = Job(
+            request.request_id,
+            request.n,
+            len(prepared.prompt),
+            prepared.max_new_tokens,
+            request.priority,
+            at_s,
+            float("inf") if request.timeout_s is None else at_s + request.timeout_s,
+            len(prepared.prompt) * self._prefill_s_per_token,
+        )
         try:
             self._scheduler.submit(job)
         except QueueFull as error:
@@ -215,106 +233,171 @@ class Engine:
             param = "n" if request.n > 1 else "messages" if request.messages is not None else "prompt"
             self._events.append(Failed(request.request_id, "invalid_request", str(error), param=param))
         else:
-            self._requests[request.request_id] = _Running(prepared, open_choices=request.n)
-            self._events.append(Accepted(request.request_id, len(prepared.prompt), self._worker_id))
+            self._requests[request.request_id] = Running(prepared, job, prompt, open_choices=request.n)
+            accepted = Accepted(request.request_id, len(prepared.prompt), self._worker_id, prepared.prompt_text)
+            self._events.append(accepted)
 
     def _drop(self, request_id: str, at_step: int) -> None:
-        if request_id not in self._requests:
+        running = self._requests.get(request_id)
+        if running is None:
             return
-        had_rows = bool(self._requests[request_id].rows)
-        self._forget(request_id)
-        self._totals["cancelled"] += 1
-        if had_rows:
+        if running.in_batch:
             self._cancel_steps_max = max(self._cancel_steps_max, self.steps - at_step)
+        self._forget(running)
+        self._counts["cancelled"] += 1
 
-    def _forget(self, request_id: str) -> None:
+    def _forget(self, running: Running) -> None:
         """Remove a request from wherever it is: queue, prefill or batch."""
-        running = self._requests.pop(request_id)
-        self._scheduler.leave(request_id)
-        self._totals["requests"] += 1
+        del self._requests[running.request_id]
+        self._scheduler.leave(running.request_id)
+        self._prefilling.drop(running)
+        self._counts["requests"] += 1
         for row in running.rows:
             row.done = True
-        if running.rows:
-            self._batch.keep([i for i, row in enumerate(self._batch.rows) if not row.done])
-        elif running in self._prefilling and len(self._prefilling) == 1:
-            self._prefill, self._prefilling = None, []
+        if running.in_batch:
+            self._keep_open_rows()
 
-    def _join(self) -> None:
-        """Move the prefilled requests into the batch."""
-        if self._prefill is None or self._prefill.remaining > 0:
-            return
-        prefill, group = self._prefill, self._prefilling
-        self._prefill, self._prefilling = None, []
-        rows: list[_Row] = []
-        sampling: list[RowSampling] = []
-        for running in group:
+    def _keep_open_rows(self) -> None:
+        self._batch.keep([i for i, row in enumerate(self._batch.rows) if row.in_batch and not row.done])
+
+    # --- from prefill into the batch ---------------------------------------------------------------------------------
+
+    def _join(self, lane: Lane) -> None:
+        """Move a prefilled group into the batch."""
+        rows: list[Row] = []
+        for running in lane.group:
             request = running.prepared.request
-            running.rows = [
-                _Row(running, index, self._loaded.text_stream(request.stop, request.tools))
-                for index in range(request.n)
-            ]
+            if not running.rows:
+                running.rows = [
+                    Row(
+                        running,
+                        index,
+                        self._loaded.text_stream(request.stop, request.tools),
+                        choice_seed(request.sampling.seed, index),
+                    )
+                    for index in range(request.n)
+                ]
+            for row in running.rows:
+                row.joined_at, row.joined_launched, row.in_batch = len(running.prompt), row.launched, True
             rows.extend(running.rows)
-            sampling.extend(self._sampling(running.prepared, index) for index in range(request.n))
-        last_tokens = [row.running.prepared.prompt[-1] for row in rows]
-        cache = prefill.for_batch(len(rows), merges=self._loaded.info.batched)
-        self._batch.join(rows, last_tokens, cache, sampling)
+        cache = lane.prefill.for_batch(len(rows), merges=self._loaded.info.batched)
+        self._batch.join(rows, [int(row.running.prompt[-1]) for row in rows], cache, [self._sampling(r) for r in rows])
         # A request that was cancelled during a shared prefill has a row here, which leaves at once.
-        gone = {running.request_id for running in group if running.request_id not in self._requests}
-        if gone:
-            self._batch.keep([i for i, row in enumerate(self._batch.rows) if row.running.request_id not in gone])
+        for row in rows:
+            row.done = row.done or row.running.request_id not in self._requests
+        self._keep_open_rows()
 
-    def _sampling(self, prepared: PreparedRequest, index: int) -> RowSampling:
+    def _sampling(self, row: Row) -> RowSampling:
+        prepared = row.running.prepared
         request = prepared.request
         ends = [] if request.ignore_eos else list(self._loaded.eos_token_ids)
         return RowSampling(
             params=request.sampling,
-            seed=choice_seed(request.sampling.seed, index),
+            seed=row.seed,
             prompt=prepared.prompt,
             suppressed=[*ends, *request.stop_token_ids] if request.min_tokens else (),
             suppress_until=request.min_tokens,
+            output=tuple(row.tokens),
+            position=len(row.tokens),
+            logprobs=request.logprobs,
         )
 
-    def _launch(self) -> Launched[_Row] | None:
+    # --- a decode step -----------------------------------------------------------------------------------------------
+
+    def _decode(self, previous: Launched[Row] | None) -> None:
         # A row whose last allowed token is already on its way needs no further step.
-        self._batch.keep(
-            [i for i, row in enumerate(self._batch.rows) if row.launched < row.running.prepared.max_new_tokens]
-        )
-        if not self._batch.rows:
-            return None
-        launched = self._batch.launch()
-        for row in launched.rows:
+        complete = [row for row in self._batch.rows if row.launched >= row.running.prepared.max_new_tokens]
+        for row in complete:
+            self._remember(row)
+        if complete:
+            self._batch.keep([i for i, row in enumerate(self._batch.rows) if row not in complete])
+        if self._short_of_memory() and previous is not None:
+            self._collect(previous)
+            previous = None
+            self._preempt()
+        if self._batch.rows:
+            self._batch.forward(start=False)
+            self._in_flight = self._batch.sample()
+            self._note_launch(self._in_flight.rows)
+        if previous is not None:
+            self._collect(previous)
+
+    def _note_launch(self, rows: Sequence[Row]) -> None:
+        for row in rows:
             row.launched += 1
         self.steps += 1
-        now = time.perf_counter()
-        if self._last_launch:
-            took = (now - self._last_launch) * 1000
-            self._step_ms += (took - self._step_ms) * _EMA_WEIGHT if self._step_ms else took
-        self._last_launch = now
-        return launched
+        self._counts["row_steps"] += len(rows)
+        self._batch_rows[bisect_left(BATCH_ROW_BUCKETS, len(rows))] += 1
+        now = self._clock()
+        if self._last_launch_s:
+            self._note_time(now - self._last_launch_s, len(rows))
+        self._last_launch_s, self._chunk_tokens = now, 0
 
-    def _collect(self, step: Launched[_Row]) -> None:
+    def _note_time(self, took_s: float, rows: int) -> None:
+        """Take the time between two launches into the averages: of a step, or of prefill where one ran between."""
+        if self._chunk_tokens:
+            per_token = max(took_s - self._step_ms / 1000, 0.0) / self._chunk_tokens
+            self._prefill_s_per_token = _average(self._prefill_s_per_token, per_token)
+            return
+        self._step_ms = _average(self._step_ms, took_s * 1000)
+        if self._adapts:
+            self._scheduler.row_limit = self._adaptive.update(self._step_ms, rows)
+
+    def _short_of_memory(self) -> bool:
+        """Return whether the next step would take more KV than there may be; known prefixes give way first."""
+        budget = self._limits.kv_budget_bytes
+        tokens = self._batch.padded_tokens() + 1 if self._batch.rows else 0
+        needed = len(self._batch.rows) * tokens * self._limits.kv_bytes_per_token
+        if needed + self._prefixes.stats.bytes > budget:
+            self._prefixes.shrink(max(0, budget - needed))
+        return needed > budget
+
+    def _preempt(self) -> None:
+        """Put the youngest rows back into the queue until the others have room; they go on later where they were."""
+        candidates = [row for row in self._batch.rows if row.running.prepared.request.n == 1 and not row.done]
+        while len(candidates) > 1 and self._short_of_memory():
+            row = max(candidates, key=lambda row: (row.running.job.key, row.joined_at))
+            candidates.remove(row)
+            running = row.running
+            row.in_batch = False
+            row.launched = len(row.tokens)
+            running.prompt = as_tokens([*running.prepared.prompt, *row.tokens])
+            left = running.prepared.max_new_tokens - len(row.tokens)
+            running.job = replace(running.job, prompt_tokens=len(running.prompt), max_new_tokens=left)
+            self._scheduler.requeue(running.job)
+            self._counts["preempted"] += 1
+            self._keep_open_rows()
+
+    def _collect(self, step: Launched[Row]) -> None:
         """Read a step's tokens, emit their text, and let the rows that have ended leave."""
-        tokens: list[int] = step.tokens.tolist()
+        tokens: list[int] = step.choice.tokens.tolist()
+        logprobs = self._read_logprobs(step.choice.logprobs)
         ended = False
-        for row, token in zip(step.rows, tokens, strict=True):
-            if not row.done:
-                self._take_token(row, token)
+        for at, (row, token) in enumerate(zip(step.rows, tokens, strict=True)):
+            if not row.done and row.in_batch:
+                self._take_token(row, token, logprobs.get(at, ()))
                 ended = ended or row.done
         if ended:
-            self._batch.keep([i for i, row in enumerate(self._batch.rows) if not row.done])
+            self._keep_open_rows()
 
-    def _take_token(self, row: _Row, token: int) -> None:
+    def _read_logprobs(self, found: Logprobs | None) -> dict[int, tuple[tuple[float, Any], ...]]:
+        if found is None:
+            return {}
+        chosen, ids, top = found.chosen.tolist(), found.top_ids.tolist(), found.top.tolist()
+        return {row: ((chosen[at], tuple(zip(ids[at], top[at], strict=True))),) for at, row in enumerate(found.rows)}
+
+    def _take_token(self, row: Row, token: int, logprobs: tuple[tuple[float, Any], ...]) -> None:
         running = row.running
         request = running.prepared.request
-        row.generated += 1
+        row.tokens.append(token)
         running.generated += 1
-        self._totals["generated_tokens"] += 1
+        self._counts["generated"] += 1
         at_end = token in request.stop_token_ids or (token in self._loaded.eos_token_ids and not request.ignore_eos)
         piece = Piece() if at_end else row.text.add(token)
         reason: FinishReason | None = None
         if at_end or piece.stopped:
             reason = "stop"
-        elif row.generated >= running.prepared.max_new_tokens:
+        elif len(row.tokens) >= running.prepared.max_new_tokens:
             reason = "length"
         text, calls = piece.text, piece.tool_calls
         if reason is not None:
@@ -322,50 +405,81 @@ class Engine:
             text, calls = text + rest.text, calls + rest.tool_calls
             if reason == "stop" and row.text.has_tool_calls:
                 reason = "tool_calls"
+            self._remember(row)
             row.done = True
-        self._events.append(Delta(running.request_id, running.next_seq(), row.index, text, (token,), reason, calls))
+        reported = tuple(
+            TokenLogprob(
+                token,
+                self._loaded.token_text(token),
+                value,
+                tuple((other, self._loaded.token_text(other), p) for other, p in top[: request.logprobs or 0]),
+            )
+            for value, top in logprobs
+        )
+        self._events.append(
+            Delta(running.request_id, running.next_seq(), row.index, text, (token,), reason, calls, reported)
+        )
         if reason is not None:
             running.open_choices -= 1
             if running.open_choices == 0:
                 self._finish(running)
 
-    def _finish(self, running: _Running) -> None:
-        usage = Usage(prompt_tokens=len(running.prepared.prompt), completion_tokens=running.generated)
+    def _remember(self, row: Row) -> None:
+        """Keep a finished row's KV: the next turn of its conversation begins with it."""
+        if not self._prefilling.reuse or row not in self._batch.rows:
+            return
+        # What a step in flight has added for this row belongs to tokens that are known already.
+        tokens = as_tokens([*row.running.prepared.prompt, *row.tokens])[: row.kv_tokens]
+        layers, others = self._prefixes.split_layers(self._batch.cache)
+        at = self._batch.rows.index(row)
+        if self._loaded.info.batched:
+            snapshot = [layer.extract(at) for layer in others]
+            self._prefixes.put(tokens, row_kv(layers, at, row.kv_tokens), snapshot)
+        else:
+            self._prefixes.put_row(tokens, self._batch.cache)
+
+    def _finish(self, running: Running) -> None:
+        usage = Usage(len(running.prepared.prompt), running.generated, running.cached_tokens or 0)
         self._events.append(Finished(running.request_id, running.next_seq(), usage))
         del self._requests[running.request_id]
         self._scheduler.leave(running.request_id)
-        self._totals["requests"] += 1
+        self._counts["requests"] += 1
+
+    # --- prefill -----------------------------------------------------------------------------------------------------
 
     def _advance_prefill(self) -> None:
+        for request_id in self._scheduler.expired(self._clock()):
+            self._fail(request_id, "request_timeout", "the request waited longer than its timeout allows")
         try:
-            if self._prefill is None:
-                self._start_prefill()
-            if self._prefill is not None and self._prefill.remaining > 0:
-                budget = self._scheduler.limits.prefill_tokens_per_step
-                self._totals["prompt_tokens"] += self._prefill.advance(budget)
-        except Exception as error:
-            logger.exception("prefill failed")
-            group, self._prefilling, self._prefill = self._prefilling, [], None
-            for running in group:
-                self._fail(running.request_id, "engine_error", f"the prompt could not be computed: {_brief(error)}")
+            computed, lane = self._prefilling.advance(self._requests)
+        except PrefillFailed as failure:
+            logger.error("prefill failed", exc_info=failure.cause)
+            for running in failure.group:
+                message = f"the prompt could not be computed: {_brief(failure.cause)}"
+                self._fail(running.request_id, "engine_error", message)
+            return
+        if not computed or lane is None:
+            return
+        self._counts["prompt"] += computed
+        self._chunk_tokens += computed
+        if lane.prefill.remaining > 0:
+            running = lane.group[0]
+            done = lane.cached[0] + lane.prefill.done
+            self._events.append(Progress(running.request_id, "prefill", done, len(running.prompt)))
 
-    def _start_prefill(self) -> None:
-        group = [self._requests[job.request_id] for job in self._scheduler.admit()]
-        if group:
-            self._prefilling = group
-            prompts = [running.prepared.prompt for running in group]
-            self._prefill = Prefill(self._loaded.model, prompts, [self._loaded.make_cache() for _ in group])
+    # --- failure and accounts ----------------------------------------------------------------------------------------
 
     def _fail_batch(self, error: Exception) -> None:
         self._batch, self._in_flight = self._new_batch(), None
-        for request_id in [running.request_id for running in self._requests.values() if running.rows]:
-            self._fail(request_id, "engine_error", f"the engine failed: {_brief(error)}")
+        for running in [running for running in self._requests.values() if running.in_batch]:
+            self._fail(running.request_id, "engine_error", f"the engine failed: {_brief(error)}")
         mx.clear_cache()
 
     def _fail(self, request_id: str, code: FailureCode, message: str) -> None:
-        if request_id in self._requests:
-            self._forget(request_id)
-            self._events.append(Failed(request_id, code, message, retryable=True))
+        running = self._requests.get(request_id)
+        if running is not None:
+            self._forget(running)
+            self._events.append(Failed(request_id, code, message, retryable=code == "engine_error"))
 
     def _publish(self) -> None:
         if self.steps % _CLEAR_CACHE_EVERY_STEPS == 0 and self._batch.rows:
@@ -373,22 +487,36 @@ class Engine:
         if self.steps % _MEASURE_EVERY_STEPS == 0 or not self._batch.rows:
             self._kv_bytes = self._batch.nbytes()
             self._memory_bytes = mx.get_active_memory()
-        running = len(self._batch.rows)
+        counts, stats = self._counts, self._prefixes.stats
         self._load = Load(
-            running=running,
-            waiting=sum(not request.rows for request in self._requests.values()),
+            running=len(self._batch.rows),
+            waiting=sum(not request.in_batch for request in self._requests.values()),
             kv_bytes=self._kv_bytes,
             memory_bytes=self._memory_bytes,
             step_ms=round(self._step_ms, 3),
             steps_total=self.steps,
-            prompt_tokens_total=self._totals["prompt_tokens"],
-            generated_tokens_total=self._totals["generated_tokens"],
-            requests_total=self._totals["requests"],
-            cancelled_total=self._totals["cancelled"],
+            prompt_tokens_total=counts["prompt"],
+            generated_tokens_total=counts["generated"],
+            requests_total=counts["requests"],
+            cancelled_total=counts["cancelled"],
             cancel_steps_max=self._cancel_steps_max,
+            row_limit=self._scheduler.row_limit,
+            preempted_total=counts["preempted"],
+            batch_rows=tuple(self._batch_rows),
+            batch_rows_sum=counts["row_steps"],
+            prefix_hits_total=stats.hits,
+            prefix_misses_total=stats.misses,
+            prefix_hit_tokens_total=stats.hit_tokens,
+            prefix_evictions_total=stats.evictions,
+            prefix_bytes=stats.bytes,
         )
         events, self._events = self._events, []
         self._emit(events, self._load)
+
+
+def _average(old: float, new: float) -> float:
+    """Return the exponential moving average, starting with the first value."""
+    return old + (new - old) * _EMA_WEIGHT if old else new
 
 
 def _brief(error: Exception) -> str:

@@ -10,7 +10,7 @@ import logging
 import secrets
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -55,10 +55,18 @@ class LoadedModel:
     info: ModelInfo
     eos_token_ids: frozenset[int]
     tool_syntax: ToolSyntax | None
+    _token_texts: dict[int, str] = field(default_factory=dict)
 
     def make_cache(self) -> list[Any]:
         """Return empty KV caches for one row, one for each layer."""
         return list(make_prompt_cache(self.model))
+
+    def token_text(self, token: int) -> str:
+        """Return the text of one token by itself; a part of a character shows as the replacement character."""
+        text = self._token_texts.get(token)
+        if text is None:
+            text = self._token_texts[token] = str(self.tokenizer.decode([token]))
+        return text
 
     def text_stream(self, stops: tuple[str, ...], tools: tuple[dict[str, Any], ...]) -> TextStream:
         """Return a decoder for the output of one choice."""

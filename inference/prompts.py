@@ -10,9 +10,9 @@ from typing import Any
 
 import jinja2
 
-from .engine import PreparedRequest
 from .loading import LoadedModel
 from .protocol import FailureCode, GenerationRequest
+from .running import PreparedRequest
 
 
 class BadPrompt(Exception):
@@ -51,7 +51,10 @@ def prepare(loaded: LoadedModel, request: GenerationRequest) -> PreparedRequest:
             f"and {request.max_tokens} were asked for as output"
         )
         raise BadPrompt("context_length_exceeded", message, "max_tokens")
-    return PreparedRequest(request, tuple(ids), left if request.max_tokens is None else request.max_tokens)
+    text = ""
+    if request.echo:
+        text = request.prompt if isinstance(request.prompt, str) else str(loaded.tokenizer.decode(ids))
+    return PreparedRequest(request, tuple(ids), left if request.max_tokens is None else request.max_tokens, text)
 
 
 def _encode(loaded: LoadedModel, request: GenerationRequest) -> list[int]:

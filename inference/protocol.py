@@ -22,6 +22,9 @@ MAX_FRAME_BYTES = 64 * 1024 * 1024
 INITIAL_CREDIT = 64
 """Delta events a worker may send for a request before the peer returns credit."""
 
+BATCH_ROW_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128)
+"""Upper bounds of the histogram of rows in a decode step."""
+
 _LENGTH = struct.Struct("!I")
 
 FinishReason: TypeAlias = Literal["stop", "length", "tool_calls"]
@@ -86,6 +89,14 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
     chat_template_kwargs: dict[str, Any] = {}
     """Extra variables for the chat template, such as `enable_thinking`."""
     sampling: SamplingParams = SamplingParams()
+    priority: int = 0
+    """Higher runs earlier: each step counts like ten seconds of waiting."""
+    timeout_s: float | None = None
+    """Seconds after which a request that still waits is failed instead of started."""
+    logprobs: int | None = None
+    """With a number, each token comes with its log probability and those of this many likeliest alternatives."""
+    echo: bool = False
+    """Return the prompt's text in Accepted."""
     n: int = 1
     """Completions to generate; each is a choice with its own index."""
     max_tokens: int | None = None
@@ -145,11 +156,18 @@ class Drain(Message, frozen=True, tag="drain"):
     """Seconds after which requests that still run are failed and the process exits."""
 
 
+class Configure(Message, frozen=True, tag="configure"):
+    """Switch the worker's features on or off, from the next step on."""
+
+    prefix_cache: bool = True
+    adaptive_batching: bool = True
+
+
 class Ping(Message, frozen=True, tag="ping"):
     """Answered by Status."""
 
 
-Command: TypeAlias = Hello | Submit | Cancel | Credit | Drain | Ping
+Command: TypeAlias = Hello | Submit | Cancel | Credit | Drain | Configure | Ping
 
 
 # --- events: worker to app -------------------------------------------------------------------------------------------
@@ -161,6 +179,8 @@ class Accepted(Message, frozen=True, tag="accepted"):
     request_id: str
     prompt_tokens: int
     worker_id: str
+    prompt_text: str = ""
+    """The prompt as text, when the request asked for an echo."""
 
 
 class Progress(Message, frozen=True, tag="progress"):
@@ -181,6 +201,16 @@ class ToolCall(Message, frozen=True):
     arguments: str
 
 
+class TokenLogprob(Message, frozen=True):
+    """The log probability of a token, by the model alone: before temperature, penalties and filters."""
+
+    token_id: int
+    text: str
+    logprob: float
+    top: tuple[tuple[int, str, float], ...] = ()
+    """The likeliest tokens of the position: id, text, log probability."""
+
+
 class Delta(Message, frozen=True, tag="delta"):
     """New output of one choice. `finish_reason` is set on the last delta of the choice.
 
@@ -196,6 +226,8 @@ class Delta(Message, frozen=True, tag="delta"):
     token_ids: tuple[int, ...]
     finish_reason: FinishReason | None = None
     tool_calls: tuple[ToolCall, ...] = ()
+    logprobs: tuple[TokenLogprob, ...] = ()
+    """One for each token, when they were asked for."""
 
 
 def merge_deltas(first: Delta, second: Delta) -> Delta:
@@ -208,6 +240,7 @@ def merge_deltas(first: Delta, second: Delta) -> Delta:
         first.token_ids + second.token_ids,
         second.finish_reason,
         first.tool_calls + second.tool_calls,
+        first.logprobs + second.logprobs,
     )
 
 
@@ -256,6 +289,18 @@ class Load(Message, frozen=True):
     deltas_total: int = 0
     merged_deltas_total: int = 0
     """Deltas that were merged into another because their reader lagged."""
+    row_limit: int = 0
+    """Rows that may run now."""
+    preempted_total: int = 0
+    """Rows that left the batch for lack of memory and were resumed later."""
+    batch_rows: tuple[int, ...] = ()
+    """Decode steps by their number of rows: one count for each of `BATCH_ROW_BUCKETS`, and one for more."""
+    batch_rows_sum: int = 0
+    prefix_hits_total: int = 0
+    prefix_misses_total: int = 0
+    prefix_hit_tokens_total: int = 0
+    prefix_evictions_total: int = 0
+    prefix_bytes: int = 0
 
 
 class ModelInfo(Message, frozen=True):
@@ -333,6 +378,12 @@ class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Prompt tokens computed between two decode steps; 0 chooses by device."""
     kv_budget_bytes: int = 0
     """Memory for KV; 0 chooses by the host's memory."""
+    prefix_cache_bytes: int = 0
+    """Most memory for the KV of finished requests, out of the KV budget; 0 takes half of it."""
+    prefix_cache: bool = True
+    adaptive_batching: bool = True
+    target_itl_ms: float = 400.0
+    """Step time above which adaptive batching starts no further rows."""
     max_stream_buffer_bytes: int = 1024 * 1024
     """Text that may wait for one slow reader before its stream fails."""
     self_check: bool = True

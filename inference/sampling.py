@@ -65,8 +65,12 @@ class RowSampling:
     suppressed: Sequence[int] = ()
     """Tokens that may not be chosen before `suppress_until` tokens have been."""
     suppress_until: int = 0
+    output: Sequence[int] = ()
+    """Tokens chosen before the row joined, when it is resumed; penalties count them."""
     position: int = 0
     """Tokens chosen so far."""
+    logprobs: int | None = None
+    """How many alternatives to report with each token; None reports nothing."""
 
     @property
     def greedy(self) -> bool:
@@ -90,6 +94,30 @@ def _column(values: Sequence[float]) -> mx.array:
 
 
 @dataclass(slots=True)
+class Logprobs:
+    """Log probabilities of a step's tokens, for the rows that asked.
+
+    Attributes:
+        rows: positions of those rows in the batch.
+        chosen: shape [rows].
+        top_ids, top: the likeliest tokens and theirs, shape [rows, alternatives], likeliest first.
+    """
+
+    rows: tuple[int, ...]
+    chosen: mx.array
+    top_ids: mx.array
+    top: mx.array
+
+
+@dataclass(slots=True)
+class Choice:
+    """What a step chose: token ids, uint32, shape [rows], and log probabilities where they were asked for."""
+
+    tokens: mx.array
+    logprobs: Logprobs | None
+
+
+@dataclass(slots=True)
 class _Plan:
     """Device arrays that only change when rows join or leave."""
 
@@ -105,6 +133,9 @@ class _Plan:
     """Indices into the sampled rows."""
     top_k: mx.array | None = None
     top_p: mx.array | None = None
+    reported: tuple[int, ...] = ()
+    """Rows that report log probabilities."""
+    alternatives: int = 0
     seeds: np.ndarray = field(default_factory=lambda: np.zeros(0, np.uint64))
 
 
@@ -126,7 +157,8 @@ class BatchSampler:
         """Append rows to the batch."""
         penalised = [row for row in rows if row.penalised]
         if penalised:
-            counts = mx.zeros((len(penalised), self._vocab_size), mx.float32)
+            counts = mx.array(np.stack([np.bincount(row.output, minlength=self._vocab_size) for row in penalised]))
+            counts = counts.astype(mx.float32)
             seen = np.zeros((len(penalised), self._vocab_size), np.bool_)
             for mark, row in zip(seen, penalised, strict=True):
                 if row.params.repetition_penalty != 1:
@@ -152,17 +184,15 @@ class BatchSampler:
         """Arrays that the next call depends on, to be evaluated together with its result."""
         return [] if self._counts is None else [self._counts]
 
-    def __call__(self, logits: mx.array) -> mx.array:
-        """Choose the next token of every row.
+    def __call__(self, logits: mx.array) -> Choice:
+        """Choose the next token of every row; nothing is evaluated.
 
         Args:
             logits: shape [rows, vocab].
-
-        Returns:
-            Token ids, uint32, shape [rows], not evaluated.
         """
         plan = self._plan
         logits = logits.astype(mx.float32)
+        raw = logits[mx.array(plan.reported)] if plan.reported else None
         if plan.bias is not None:
             at_row, at_token, value = plan.bias
             logits = logits.at[at_row, at_token].add(value)
@@ -176,7 +206,15 @@ class BatchSampler:
             self._counts = self._counts.at[mx.arange(chosen.shape[0]), chosen].add(1.0)
         for row in self._rows:
             row.position += 1
-        return tokens
+        return Choice(tokens, None if raw is None else self._logprobs(raw, tokens))
+
+    def _logprobs(self, raw: mx.array, tokens: mx.array) -> Logprobs:
+        """Return what the rows that asked for it report, from their logits as the model gave them."""
+        plan = self._plan
+        values = raw - mx.logsumexp(raw, axis=-1, keepdims=True)
+        chosen = mx.take_along_axis(values, tokens[mx.array(plan.reported)][:, None], axis=-1)[:, 0]
+        order = mx.argsort(-values, axis=-1)[:, : plan.alternatives]
+        return Logprobs(plan.reported, chosen, order, mx.take_along_axis(values, order, axis=-1))
 
     def _replan(self) -> None:
         rows = self._rows
@@ -194,6 +232,8 @@ class BatchSampler:
                 _column([p.presence_penalty for p in params]),
                 _column([p.frequency_penalty for p in params]),
             )
+        plan.reported = tuple(i for i, row in enumerate(rows) if row.logprobs is not None)
+        plan.alternatives = max((rows[i].logprobs or 0 for i in plan.reported), default=0)
         sampled = [i for i, row in enumerate(rows) if not row.greedy]
         plan.any_sampled = bool(sampled)
         if sampled:

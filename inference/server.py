@@ -24,6 +24,7 @@ from .protocol import (
     Cancel,
     Command,
     CommandFrame,
+    Configure,
     Credit,
     Delta,
     Drain,
@@ -254,6 +255,9 @@ class WorkerServer:
                     self._cancel_in_engine(request_id)
             case Drain(deadline_s):
                 self.begin_drain(deadline_s)
+            case Configure():
+                if self._engine is not None:
+                    self._engine.configure(command)
             case Ping():
                 self._send(peer, self._status())
             case Hello():

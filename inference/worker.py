@@ -20,7 +20,7 @@ from typing import NoReturn
 import msgspec
 
 from .blas import prepare_process
-from .protocol import Event, Load, WorkerConfig
+from .protocol import Configure, Event, Load, WorkerConfig
 
 logger = logging.getLogger(__name__)
 
@@ -73,7 +73,7 @@ def main() -> int:
     threading.Thread(target=_watch_supervisor, name="supervisor-watch", daemon=True).start()
 
     # mlx takes seconds to import; the supervisor learns from the socket's absence that the process is starting.
-    from .engine import Engine
+    from .engine import Engine, EngineOptions
     from .hardware import device_defaults
     from .loading import LoadError, kv_budget_bytes, load
     from .scheduler import Limits
@@ -122,7 +122,13 @@ def main() -> int:
     def emit(events: list[Event], load_now: Load) -> None:
         io.call(server.on_step, events, load_now)
 
-    engine = Engine(loaded, limits, emit, config.worker_id)
+    options = EngineOptions(
+        limits,
+        config.prefix_cache_bytes or limits.kv_budget_bytes // 2,
+        config.target_itl_ms,
+        Configure(config.prefix_cache, config.adaptive_batching),
+    )
+    engine = Engine(loaded, options, emit, config.worker_id)
     stop_engine.append(engine.stop)
     logger.info(
         "%s is ready on %s%s: %s, %d rows, KV budget %d MiB",

@@ -5,11 +5,12 @@ The parts of a chunk that never change within a stream are encoded once; for eac
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
 
-from inference.protocol import Delta, Finished, RequestEvent, ToolCall, Usage
+from inference.protocol import Delta, Finished, RequestEvent, TokenLogprob, ToolCall, Usage
 
 from ..errors import ServingError
 from .errors import error_bytes
@@ -33,6 +34,19 @@ def usage_object(usage: Usage) -> dict[str, Any]:
 def tool_call_object(call: ToolCall) -> dict[str, Any]:
     """Return a tool call as it stands in a message."""
     return {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+
+
+def logprobs_object(entries: Sequence[TokenLogprob]) -> dict[str, Any]:
+    """Return the `logprobs` object of the chat endpoint."""
+
+    def token(text: str, value: float) -> dict[str, Any]:
+        return {"token": text, "logprob": value, "bytes": list(text.encode())}
+
+    content = [
+        {**token(entry.text, entry.logprob), "top_logprobs": [token(text, value) for _, text, value in entry.top]}
+        for entry in entries
+    ]
+    return {"content": content, "refusal": None}
 
 
 def _event(data: bytes) -> bytes:
@@ -69,7 +83,10 @@ class ChunkFormatter:
     def delta(self, delta: Delta) -> bytes:
         """Return the chunks for a delta: empty when it holds tokens without visible text."""
         parts: list[bytes] = []
-        if delta.text:
+        if delta.logprobs:
+            choice = {"index": delta.index, "delta": {"content": delta.text}, "finish_reason": None}
+            parts.append(self._choice(choice, logprobs_object(delta.logprobs)))
+        elif delta.text:
             parts.append(self._text_head[delta.index] + _encode(delta.text) + self._text_tail)
         for call in delta.tool_calls:
             entry = {"index": call.index, **tool_call_object(call)}
@@ -89,8 +106,8 @@ class ChunkFormatter:
         """Return the event that ends a stream which failed after it had begun."""
         return _event(error_bytes(error))
 
-    def _choice(self, choice: dict[str, Any]) -> bytes:
-        return self._head + _encode({**choice, "logprobs": None}) + self._tail
+    def _choice(self, choice: dict[str, Any], logprobs: dict[str, Any] | None = None) -> bytes:
+        return self._head + _encode({**choice, "logprobs": logprobs}) + self._tail
 
 
 class WholeAnswer:
@@ -99,6 +116,7 @@ class WholeAnswer:
     def __init__(self, choices: int) -> None:
         self._texts: list[list[str]] = [[] for _ in range(choices)]
         self._calls: list[list[ToolCall]] = [[] for _ in range(choices)]
+        self._logprobs: list[list[TokenLogprob]] = [[] for _ in range(choices)]
         self._reasons: list[str | None] = [None] * choices
         self._usage = Usage(0, 0)
 
@@ -107,6 +125,7 @@ class WholeAnswer:
         if isinstance(event, Delta):
             self._texts[event.index].append(event.text)
             self._calls[event.index].extend(event.tool_calls)
+            self._logprobs[event.index].extend(event.logprobs)
             self._reasons[event.index] = event.finish_reason or self._reasons[event.index]
         elif isinstance(event, Finished):
             self._usage = event.usage
@@ -131,4 +150,5 @@ class WholeAnswer:
         if self._calls[index]:
             message["content"] = text or None
             message["tool_calls"] = [tool_call_object(call) for call in self._calls[index]]
-        return {"index": index, "message": message, "logprobs": None, "finish_reason": self._reasons[index]}
+        logprobs = logprobs_object(self._logprobs[index]) if self._logprobs[index] else None
+        return {"index": index, "message": message, "logprobs": logprobs, "finish_reason": self._reasons[index]}

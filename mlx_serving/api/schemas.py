@@ -1,8 +1,4 @@
-"""What clients send, as types, and its translation into the canonical request.
-
-Every parameter is honoured or refused by name: an unknown one by the decoder, a known one that is not offered by
-`_refuse_unsupported`. Nothing is dropped silently.
-"""
+"""What clients send to the chat endpoint, as types, and its translation into the canonical request."""
 
 from __future__ import annotations
 
@@ -11,45 +7,30 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
-from inference.protocol import GenerationRequest, SamplingParams
+from inference.protocol import GenerationRequest
 
 from ..errors import InvalidRequest, UnsupportedParameter
 from .body import check_free_form, parse_arguments
+from .parameters import GenerationFields, Limit, Strict, common_fields, refuse_unsupported
 
-_MAX_CHOICES = 128
-_MAX_STOPS = 16
-_INT64 = 2**63
-_INT32_MAX = 2**31 - 1
-_MAX_TOKEN_DIGITS = 10
-_GREEDY_BELOW = 1e-5
-"""A lower temperature would divide by zero in the engine's float32."""
-
-StopText = Annotated[str, Meta(min_length=1)]
-Bias = Annotated[float, Meta(ge=-100, le=100)]
-Penalty = Annotated[float, Meta(ge=-2, le=2)]
-Limit = Annotated[int, Meta(ge=1, le=_INT32_MAX)]
-TokenId = Annotated[int, Meta(ge=0, le=_INT32_MAX)]
+MAX_TOP_LOGPROBS = 20
 
 
-class _Strict(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """An object in which an unknown field is an error."""
-
-
-class TextPart(_Strict, frozen=True):
+class TextPart(Strict, frozen=True):
     """A part of a message's content. Other kinds than text are refused by their `type`."""
 
     type: Literal["text"]
     text: str
 
 
-class FunctionCall(_Strict, frozen=True):
+class FunctionCall(Strict, frozen=True):
     """The function of an earlier tool call."""
 
     name: str
     arguments: str = "{}"
 
 
-class MessageToolCall(_Strict, frozen=True):
+class MessageToolCall(Strict, frozen=True):
     """A tool call that the assistant made earlier in the conversation."""
 
     id: str
@@ -58,7 +39,7 @@ class MessageToolCall(_Strict, frozen=True):
     index: int | None = None
 
 
-class ChatMessage(_Strict, frozen=True):
+class ChatMessage(Strict, frozen=True):
     """One turn of a conversation."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
@@ -72,7 +53,7 @@ class ChatMessage(_Strict, frozen=True):
     annotations: list[Any] | None = None
 
 
-class FunctionDefinition(_Strict, frozen=True):
+class FunctionDefinition(Strict, frozen=True):
     """A function that the model may call."""
 
     name: Annotated[str, Meta(pattern=r"^[a-zA-Z0-9_.-]{1,64}$")]
@@ -81,53 +62,24 @@ class FunctionDefinition(_Strict, frozen=True):
     strict: Literal[False] | None = None
 
 
-class Tool(_Strict, frozen=True):
+class Tool(Strict, frozen=True):
     """A tool that the model may call. Only functions are known."""
 
     type: Literal["function"]
     function: FunctionDefinition
 
 
-class StreamOptions(_Strict, frozen=True):
-    """What a stream carries beside the text."""
-
-    include_usage: bool | None = None
-    include_obfuscation: Literal[False] | None = None
-
-
-class ChatCompletionRequest(_Strict, frozen=True):
-    """The body of POST /v1/chat/completions: OpenAI's parameters and the extensions that MLX and vLLM servers share."""
+class ChatCompletionRequest(GenerationFields, frozen=True, kw_only=True):
+    """The body of POST /v1/chat/completions."""
 
     messages: Annotated[list[ChatMessage], Meta(min_length=1)]
-    model: Annotated[str, Meta(max_length=200)] = ""
-    stream: bool | None = None
-    stream_options: StreamOptions | None = None
-    n: Annotated[int, Meta(ge=1, le=_MAX_CHOICES)] | None = None
-    max_tokens: Limit | None = None
     max_completion_tokens: Limit | None = None
-    min_tokens: Annotated[int, Meta(ge=0, le=_INT32_MAX)] | None = None
-    temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
-    top_p: Annotated[float, Meta(ge=0, le=1)] | None = None
-    top_k: Annotated[int, Meta(ge=-1, le=_INT32_MAX)] | None = None
-    min_p: Annotated[float, Meta(ge=0, le=1)] | None = None
-    seed: Annotated[int, Meta(ge=-_INT64, le=_INT64 - 1)] | None = None
-    presence_penalty: Penalty | None = None
-    frequency_penalty: Penalty | None = None
-    repetition_penalty: Annotated[float, Meta(ge=0.01, le=10)] | None = None
-    logit_bias: dict[str, Bias] | None = None
-    stop: StopText | Annotated[list[StopText], Meta(max_length=_MAX_STOPS)] | None = None
-    stop_token_ids: Annotated[list[TokenId], Meta(max_length=_MAX_STOPS)] | None = None
-    ignore_eos: bool | None = None
     tools: list[Tool] | None = None
     tool_choice: Any = None
     parallel_tool_calls: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None
-    user: str | None = None
-    """Names the client's own user; it has no effect on the answer."""
-    safety_identifier: str | None = None
-    """As `user`."""
-    logprobs: Any = None
-    top_logprobs: Any = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, Meta(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
     response_format: Any = None
     modalities: Any = None
     audio: Any = None
@@ -147,8 +99,6 @@ chat_decoder = msgspec.json.Decoder(ChatCompletionRequest)
 
 # Known parameters of OpenAI's API that are not offered, with the values that ask for nothing and are accepted.
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
-    "logprobs": (False,),
-    "top_logprobs": (0,),
     "response_format": ({"type": "text"},),
     "modalities": (["text"],),
     "audio": (),
@@ -190,44 +140,29 @@ _NOT_TEMPLATE_VARIABLES = frozenset(
 )
 
 
-def _refuse_unsupported(body: ChatCompletionRequest) -> None:
-    for name, neutral in _NEUTRAL.items():
-        value = getattr(body, name)
-        # `in` would take False for 0.
-        if value is not None and not any(value == item and type(value) is type(item) for item in neutral):
-            raise UnsupportedParameter(f"{name} with this value is not supported", param=name)
-
-
 def to_generation_request(body: ChatCompletionRequest, request_id: str, default_model: str) -> GenerationRequest:
     """Return the canonical request for a chat completion.
 
     Raises:
         InvalidRequest: parameters contradict each other or are not supported; `param` names one.
     """
-    _refuse_unsupported(body)
-    model = body.model or default_model
-    if not model:
-        raise InvalidRequest("missing required parameter: model", param="model")
-    if body.stream_options is not None and not body.stream:
-        raise InvalidRequest("stream_options is only allowed with stream", param="stream_options")
-    max_tokens = _max_tokens(body)
-    if body.min_tokens and max_tokens is not None and body.min_tokens > max_tokens:
-        raise InvalidRequest("min_tokens is more than max_tokens", param="min_tokens")
-    stop = (body.stop,) if isinstance(body.stop, str) else tuple(body.stop or ())
+    refuse_unsupported(body, _NEUTRAL)
     return GenerationRequest(
         request_id=request_id,
-        model=model,
         messages=tuple(_message(at, message) for at, message in enumerate(body.messages)),
         tools=_tools(body),
         chat_template_kwargs=_template_kwargs(body.chat_template_kwargs or {}),
-        sampling=_sampling(body),
-        n=body.n or 1,
-        max_tokens=max_tokens,
-        min_tokens=body.min_tokens or 0,
-        stop=stop,
-        stop_token_ids=tuple(body.stop_token_ids or ()),
-        ignore_eos=bool(body.ignore_eos),
+        logprobs=_logprobs(body),
+        **common_fields(body, default_model, _max_tokens(body)),
     )
+
+
+def _logprobs(body: ChatCompletionRequest) -> int | None:
+    if body.logprobs:
+        return body.top_logprobs or 0
+    if body.top_logprobs:
+        raise InvalidRequest("top_logprobs is only allowed with logprobs", param="top_logprobs")
+    return None
 
 
 def _max_tokens(body: ChatCompletionRequest) -> int | None:
@@ -235,27 +170,6 @@ def _max_tokens(body: ChatCompletionRequest) -> int | None:
     if old is not None and new is not None and old != new:
         raise InvalidRequest("max_tokens and max_completion_tokens contradict each other", param="max_tokens")
     return new if new is not None else old
-
-
-def _sampling(body: ChatCompletionRequest) -> SamplingParams:
-    default = SamplingParams()
-    bias: dict[int, float] = {}
-    for token, value in (body.logit_bias or {}).items():
-        if not token.isascii() or not token.isdigit() or len(token) > _MAX_TOKEN_DIGITS:
-            raise InvalidRequest("the keys of logit_bias must be token ids", param="logit_bias")
-        bias[int(token)] = value
-    temperature = default.temperature if body.temperature is None else body.temperature
-    return SamplingParams(
-        temperature=temperature if temperature >= _GREEDY_BELOW else 0.0,
-        top_p=default.top_p if body.top_p is None else body.top_p,
-        top_k=max(body.top_k or 0, 0),
-        min_p=body.min_p or 0.0,
-        seed=body.seed,
-        repetition_penalty=default.repetition_penalty if body.repetition_penalty is None else body.repetition_penalty,
-        presence_penalty=body.presence_penalty or 0.0,
-        frequency_penalty=body.frequency_penalty or 0.0,
-        logit_bias=bias,
-    )
 
 
 def _tools(body: ChatCompletionRequest) -> tuple[dict[str, Any], ...]:

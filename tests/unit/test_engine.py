@@ -7,13 +7,28 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
+import mlx.core as mx
 import msgspec
+import numpy as np
 import pytest
+from mlx_lm.models.cache import RotatingKVCache
 
-from inference.engine import Engine, PreparedRequest
+from inference.engine import Engine, EngineOptions
 from inference.loading import LoadedModel
-from inference.protocol import Accepted, Delta, Event, Failed, Finished, GenerationRequest, Load, SamplingParams
-from inference.scheduler import Limits
+from inference.protocol import (
+    Accepted,
+    Configure,
+    Delta,
+    Event,
+    Failed,
+    Finished,
+    GenerationRequest,
+    Load,
+    Progress,
+    SamplingParams,
+)
+from inference.running import PreparedRequest
+from inference.scheduler import AdaptiveLimit, Limits
 from inference.selfcheck import batches_correctly
 
 EOS = 2
@@ -24,12 +39,10 @@ class Harness:
 
     def __init__(self, loaded: LoadedModel, **limits: Any) -> None:
         defaults = {"max_rows": 32, "max_waiting": 64, "kv_budget_bytes": 1 << 30, "prefill_tokens_per_step": 64}
-        self.engine = Engine(
-            loaded,
-            Limits(kv_bytes_per_token=loaded.info.kv_bytes_per_token, **{**defaults, **limits}),
-            self._emit,
-            "w",
-        )
+        features = limits.pop("features", Configure())
+        prefix_cache_bytes = limits.pop("prefix_cache_bytes", 1 << 28)
+        bounds = Limits(kv_bytes_per_token=loaded.info.kv_bytes_per_token, **{**defaults, **limits})
+        self.engine = Engine(loaded, EngineOptions(bounds, prefix_cache_bytes, 10_000.0, features), self._emit, "w")
         self.events: list[Event] = []
         self.load = Load()
 
@@ -263,9 +276,7 @@ def test_failing_prefill_fails_its_request_alone(tiny: LoadedModel, monkeypatch:
     assert len(harness.tokens()["fine", 0]) == 20
 
 
-def test_failing_step_fails_its_rows_and_the_engine_goes_on(
-    tiny: LoadedModel, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_failing_step_fails_its_rows_and_the_engine_goes_on(tiny: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
     harness = Harness(tiny)
     for name in ("a", "b"):
         harness.engine.submit(_prepared(name, [5], 20))
@@ -303,3 +314,234 @@ def test_self_check_accepts_a_model_that_batches_and_refuses_one_that_does_not(t
     for model in (IgnoresPadding(), Raises()):
         broken = LoadedModel(model, tiny.tokenizer, tiny.info, tiny.eos_token_ids, None)
         assert not batches_correctly(broken)
+
+
+# --- prefix cache ----------------------------------------------------------------------------------------------------
+
+
+class SlidingWindow:
+    """The tiny model with a window of 24 tokens: its caches rotate and cannot be cut."""
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+        self.layers = model.layers
+
+    def __call__(self, tokens: Any, cache: Any) -> Any:
+        return self.model(tokens, cache=cache)
+
+    def make_cache(self) -> list[Any]:
+        return [RotatingKVCache(max_size=24) for _ in self.layers]
+
+
+@pytest.fixture(params=["full attention", "sliding window"])
+def model(request: pytest.FixtureRequest, tiny: LoadedModel) -> LoadedModel:
+    if request.param == "full attention":
+        return tiny
+    return LoadedModel(SlidingWindow(tiny.model), tiny.tokenizer, tiny.info, tiny.eos_token_ids, tiny.tool_syntax)
+
+
+def _alone(model: LoadedModel, requests: Sequence[PreparedRequest]) -> dict[tuple[str, int], list[int]]:
+    """The tokens of each request run by itself, with nothing cached."""
+    tokens: dict[tuple[str, int], list[int]] = {}
+    for request in requests:
+        single = Harness(model, features=Configure(prefix_cache=False))
+        single.run([request])
+        tokens |= single.tokens()
+    return tokens
+
+
+def _sharing(count: int, shared: int, vocab: int) -> list[PreparedRequest]:
+    rng = random.Random(5)
+    prefix = [rng.randrange(3, vocab) for _ in range(shared)]
+    return [
+        _prepared(f"r{at}", [*prefix, *(rng.randrange(3, vocab) for _ in range(1 + at % 7))], 6) for at in range(count)
+    ]
+
+
+def test_requests_that_arrive_together_compute_their_shared_prefix_once(model: LoadedModel) -> None:
+    requests = _sharing(16, 300, model.info.vocab_size)
+    harness = Harness(model)
+    harness.run(requests)
+
+    suffixes = sum(len(request.prompt) for request in requests) - 16 * 300
+    assert harness.load.prompt_tokens_total <= 300 + suffixes
+    assert sum(finished.usage.cached_tokens for finished in harness.of(Finished)) >= 15 * 299
+    assert harness.tokens() == _alone(model, requests)
+
+
+def test_switched_off_every_prompt_is_computed_with_the_same_result(model: LoadedModel) -> None:
+    requests = _sharing(6, 100, model.info.vocab_size)
+    off = Harness(model, features=Configure(prefix_cache=False))
+    off.run(requests)
+
+    assert off.load.prompt_tokens_total == sum(len(request.prompt) - 1 for request in requests)
+    assert (off.load.prefix_hits_total, off.load.prefix_bytes) == (0, 0)
+    assert off.tokens() == _alone(model, requests)
+
+
+def test_switching_off_gives_the_memory_back_and_on_again_works(tiny: LoadedModel) -> None:
+    requests = _sharing(2, 100, tiny.info.vocab_size)
+    harness = Harness(tiny)
+    harness.run(requests[:1])
+    assert harness.load.prefix_bytes > 0
+    harness.engine.configure(Configure(prefix_cache=False))
+    harness.step()
+    assert harness.load.prefix_bytes == 0
+    harness.engine.configure(Configure(prefix_cache=True))
+    harness.run([_renamed(requests[0], "again")])
+    harness.run(requests[1:])
+
+    assert harness.load.prefix_hits_total == 1
+
+
+def _renamed(prepared: PreparedRequest, name: str) -> PreparedRequest:
+    request = msgspec.structs.replace(prepared.request, request_id=name)
+    return PreparedRequest(request, prepared.prompt, prepared.max_new_tokens)
+
+
+def test_next_turn_of_a_conversation_reuses_prompt_and_answer(model: LoadedModel) -> None:
+    first = _sharing(1, 60, model.info.vocab_size)[0]
+    harness = Harness(model)
+    harness.run([first])
+    history = [*first.prompt, *harness.tokens()["r0", 0]]
+    second = _prepared("second", [*history, 9, 8, 7], 8)
+    harness.run([second])
+
+    # The answer's last token was never an input, so its KV does not exist.
+    assert harness.of(Finished)[-1].usage.cached_tokens == len(history) - 1
+    assert harness.tokens()["second", 0] == _alone(model, [second])["second", 0]
+
+
+def test_identical_prompt_needs_no_prefill(tiny: LoadedModel) -> None:
+    first = _sharing(1, 60, tiny.info.vocab_size)[0]
+    harness = Harness(tiny)
+    harness.run([first])
+    before = harness.load.prompt_tokens_total
+    harness.run([_renamed(first, "again")])
+
+    assert harness.load.prompt_tokens_total == before
+    assert harness.tokens()["again", 0] == harness.tokens()["r0", 0]
+
+
+def test_known_prefixes_stay_within_their_bytes(model: LoadedModel) -> None:
+    harness = Harness(model, prefix_cache_bytes=200_000)
+    rng = random.Random(2)
+    for at in range(12):
+        prompt = [rng.randrange(3, model.info.vocab_size) for _ in range(90)]
+        harness.run([_prepared(f"r{at}", prompt, 4)])
+        assert harness.load.prefix_bytes <= 200_000
+
+    assert harness.load.prefix_evictions_total > 0
+
+
+def test_crowd_with_overlapping_prompts_gets_the_tokens_of_each_alone(model: LoadedModel) -> None:
+    rng = random.Random(8)
+    stems = [[rng.randrange(3, 200) for _ in range(size)] for size in (5, 40, 90)]
+    requests = []
+    for at in range(30):
+        stem = rng.choice(stems)
+        prompt = stem[: rng.randrange(1, len(stem) + 1)] + [
+            rng.randrange(3, 200) for _ in range(rng.choice([0, 1, 20]))
+        ]
+        requests.append(_prepared(f"r{at}", prompt, rng.randrange(1, 12), n=1 + (at % 9 == 4)))
+    harness = Harness(model, max_rows=8, prefill_tokens_per_step=32)
+    harness.run(requests)
+
+    assert harness.load.prefix_hits_total > 5
+    assert harness.tokens() == _alone(model, requests)
+
+
+# --- memory, priority, deadlines -------------------------------------------------------------------------------------
+
+
+def test_rows_that_outgrow_the_memory_are_preempted_and_resumed_with_the_same_tokens(
+    tiny: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("inference.scheduler.PROJECTED_NEW_TOKENS", 10)
+    sampled = SamplingParams(temperature=1.0, frequency_penalty=0.5)
+    requests = [
+        _prepared(
+            f"r{at}",
+            [5 + at] * 20,
+            150,
+            sampling=msgspec.structs.replace(sampled, seed=at) if at % 2 else SamplingParams(temperature=0),
+        )
+        for at in range(4)
+    ]
+    budget = 300 * tiny.info.kv_bytes_per_token
+    harness = Harness(tiny, kv_budget_bytes=budget)
+    harness.run(requests)
+
+    assert harness.load.preempted_total > 0
+    assert not harness.of(Failed)
+    assert harness.tokens() == _alone(tiny, requests)
+    assert [finished.usage.completion_tokens for finished in harness.of(Finished)] == [150] * 4
+
+
+def test_waiting_request_past_its_timeout_is_failed(tiny: LoadedModel) -> None:
+    harness = Harness(tiny, max_rows=1)
+    harness.engine.submit(_prepared("runs", [5], 30))
+    harness.step()
+    harness.run([_prepared("late", [6], 3, timeout_s=0.0)])
+
+    (failed,) = harness.of(Failed)
+    assert (failed.request_id, failed.code) == ("late", "request_timeout")
+
+
+def test_short_prompt_does_not_wait_for_a_long_one_to_be_prefilled(tiny: LoadedModel) -> None:
+    harness = Harness(tiny, prefill_tokens_per_step=16)
+    harness.engine.submit(_prepared("long", list(range(3, 250)) * 2, 2))
+    for _ in range(3):
+        harness.step()
+    harness.engine.submit(_prepared("short", [7] * 10, 2))
+    while ("short", 0) not in harness.tokens():
+        harness.step()
+
+    assert ("long", 0) not in harness.tokens()
+    assert harness.of(Progress)
+
+
+def test_steps_are_counted_by_their_rows(tiny: LoadedModel) -> None:
+    harness = Harness(tiny)
+    harness.run([_prepared(f"r{at}", [5 + at], 10) for at in range(3)])
+
+    assert sum(harness.load.batch_rows) == harness.load.steps_total
+    assert harness.load.batch_rows_sum == 30
+    assert harness.load.batch_rows[2] >= 9
+
+
+def test_adaptive_batching_lowers_the_rows_when_steps_are_slow(tiny: LoadedModel) -> None:
+    slow = Harness(tiny)
+    slow.engine._adaptive = AdaptiveLimit(32, target_ms=0.001)
+    slow.run([_prepared(f"r{at}", [5 + at], 30) for at in range(12)])
+    assert slow.load.row_limit < 12
+    slow.engine.configure(Configure(adaptive_batching=False))
+    slow.step()
+
+    assert slow.load.row_limit == 32
+
+
+# --- log probabilities -----------------------------------------------------------------------------------------------
+
+
+def test_log_probabilities_equal_those_of_a_forward_pass(tiny: LoadedModel) -> None:
+    harness = Harness(tiny)
+    sampling = SamplingParams(temperature=0.7, seed=4, presence_penalty=1.0)
+    harness.run(
+        [
+            _prepared("with", [5, 6, 7], 6, sampling=sampling, logprobs=3),
+            _prepared("without", [8, 9], 6),
+        ]
+    )
+    tokens = harness.tokens()["with", 0]
+    logits = tiny.model(mx.array([[5, 6, 7, *tokens]]), cache=tiny.make_cache())[0, 2:-1]
+    expected = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
+
+    reported = [event.logprobs[0] for event in harness.of(Delta) if event.request_id == "with"]
+    assert [entry.token_id for entry in reported] == tokens
+    for at, entry in enumerate(reported):
+        row = np.array(expected[at])
+        assert entry.logprob == pytest.approx(row[entry.token_id], abs=1e-3)
+        assert [top[0] for top in entry.top] == np.argsort(-row)[:3].tolist()
+        assert [top[2] for top in entry.top] == pytest.approx(np.sort(row)[::-1][:3].tolist(), abs=1e-3)
+    assert all(event.logprobs == () for event in harness.of(Delta) if event.request_id == "without")

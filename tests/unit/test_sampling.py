@@ -26,7 +26,7 @@ def _logits(rows: int, seed: int = 0) -> mx.array:
 def _draw(row: RowSampling, logits: mx.array, times: int) -> list[int]:
     sampler = BatchSampler(VOCAB)
     sampler.join([row])
-    return [int(sampler(logits).item()) for _ in range(times)]
+    return [int(sampler(logits).tokens.item()) for _ in range(times)]
 
 
 def test_temperature_zero_takes_the_likeliest() -> None:
@@ -34,7 +34,7 @@ def test_temperature_zero_takes_the_likeliest() -> None:
     sampler = BatchSampler(VOCAB)
     sampler.join([_row(temperature=0) for _ in range(3)])
 
-    assert sampler(logits).tolist() == mx.argmax(logits, axis=-1).tolist()
+    assert sampler(logits).tokens.tolist() == mx.argmax(logits, axis=-1).tolist()
 
 
 def test_samples_follow_the_softmax() -> None:
@@ -85,7 +85,7 @@ def test_seeded_row_gets_the_same_tokens_whoever_else_is_in_the_batch() -> None:
     params = {"temperature": 1.2, "top_p": 0.9, "top_k": 20, "min_p": 0.01, "frequency_penalty": 0.3}
     alone = BatchSampler(VOCAB)
     alone.join([_row(seed=42, **params)])
-    expected = [alone(logits).item() for logits in steps]
+    expected = [alone(logits).tokens.item() for logits in steps]
 
     crowd = BatchSampler(VOCAB)
     crowd.join([_row(temperature=0), _row(seed=1, top_k=5), _row(seed=42, **params)])
@@ -98,7 +98,7 @@ def test_seeded_row_gets_the_same_tokens_whoever_else_is_in_the_batch() -> None:
         others = _logits(len(crowd), 100 + at)
         place = 2 if at < 8 else 0
         others[place] = logits[0]
-        got.append(int(crowd(others)[place].item()))
+        got.append(int(crowd(others).tokens[place].item()))
 
     assert got == expected
 
@@ -124,7 +124,7 @@ def test_logit_bias_forces_and_forbids() -> None:
     sampler = BatchSampler(VOCAB)
     sampler.join([_row(temperature=0, logit_bias={7: 100.0}), _row(temperature=0, logit_bias={best: -100.0})])
 
-    forced, other = sampler(logits).tolist()
+    forced, other = sampler(logits).tokens.tolist()
 
     assert forced == 7
     assert other != best
@@ -161,11 +161,11 @@ def test_penalties_stay_with_their_row_when_others_leave() -> None:
     logits = mx.zeros((3, VOCAB)).at[:, 4].add(1.0).at[:, 9].add(0.9)
     sampler = BatchSampler(VOCAB)
     sampler.join([_row(temperature=0), _row(temperature=0, presence_penalty=0.5), _row(temperature=0)])
-    assert sampler(logits).tolist() == [4, 4, 4]
+    assert sampler(logits).tokens.tolist() == [4, 4, 4]
 
     sampler.keep([1, 2])
 
-    assert sampler(logits[:2]).tolist() == [9, 4]
+    assert sampler(logits[:2]).tokens.tolist() == [9, 4]
 
 
 def test_suppressed_tokens_come_only_after_their_position() -> None:

@@ -49,6 +49,9 @@ HONOURED: dict[str, tuple[Any, dict[str, Any]]] = {
     "stop": (["a", "b"], {"stop": ("a", "b")}),
     "stop_token_ids": ([4], {"stop_token_ids": (4,)}),
     "ignore_eos": (True, {"ignore_eos": True}),
+    "priority": (2, {"priority": 2}),
+    "queue_timeout": (1.5, {"timeout_s": 1.5}),
+    "logprobs": (True, {"logprobs": 0}),
     "tools": (
         [{"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}],
         {"tools": ({"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}},)},
@@ -56,7 +59,15 @@ HONOURED: dict[str, tuple[Any, dict[str, Any]]] = {
     "chat_template_kwargs": ({"enable_thinking": False}, {"chat_template_kwargs": {"enable_thinking": False}}),
 }
 # Looked at by the view, or documented to have no effect on the answer.
-ELSEWHERE = {"stream", "stream_options", "tool_choice", "parallel_tool_calls", "user", "safety_identifier"}
+ELSEWHERE = {
+    "top_logprobs",
+    "stream",
+    "stream_options",
+    "tool_choice",
+    "parallel_tool_calls",
+    "user",
+    "safety_identifier",
+}
 
 
 @pytest.mark.parametrize("name", HONOURED)
@@ -128,6 +139,10 @@ def test_null_is_the_same_as_leaving_out() -> None:
         ({"parallel_tool_calls": True}, "parallel_tool_calls"),
         ({"tools": [{"type": "function", "function": {"name": "bad name"}}]}, "tools[0].function.name"),
         ({"model": ""}, "model"),
+        ({"top_logprobs": 2}, "top_logprobs"),
+        ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
+        ({"priority": 11}, "priority"),
+        ({"queue_timeout": 0}, "queue_timeout"),
     ],
 )
 def test_bad_value_is_refused_by_field(fields: dict[str, Any], param: str) -> None:

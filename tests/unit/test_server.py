@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 
-from inference.engine import PreparedRequest
 from inference.loading import LoadedModel
 from inference.protocol import (
     INITIAL_CREDIT,
@@ -37,6 +36,7 @@ from inference.protocol import (
     WorkerConfig,
     encode_frame,
 )
+from inference.running import PreparedRequest
 from inference.server import WorkerServer
 
 
@@ -82,11 +82,11 @@ class Client:
 class World:
     """A server with one client."""
 
-    def __init__(self, server: WorkerServer, engine: EngineDouble, path: Path) -> None:
+    def __init__(self, server: WorkerServer, engine: EngineDouble, path: Path, exited: asyncio.Event) -> None:
         self.server = server
         self.engine = engine
         self.path = path
-        self.exited = asyncio.Event()
+        self.exited = exited
         self.clients: list[Client] = []
 
     async def connect(self, version: int = PROTOCOL_VERSION) -> Client:
@@ -131,10 +131,10 @@ async def world(tiny: LoadedModel, runtime_dir: Path) -> AsyncIterator[World]:
         worker_id="w", model="tiny", source="", socket_path=str(path), max_rows=2, max_waiting=2,
         max_stream_buffer_bytes=1000,
     )  # fmt: skip
-    world: World
-    server = WorkerServer(config, lambda: world.exited.set())
+    exited = asyncio.Event()
+    server = WorkerServer(config, exited.set)
     engine = EngineDouble()
-    world = World(server, engine, path)
+    world = World(server, engine, path, exited)
     listening = await server.start()
     # EngineDouble has the two methods of the engine that the server calls.
     server.set_ready(tiny, engine)  # type: ignore[arg-type]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 
 import pytest
 from hypothesis import given, settings
@@ -26,7 +27,7 @@ def _splitter() -> ToolCallSplitter:
 
 def _cut(text: str, borders: list[int]) -> list[str]:
     at = sorted({min(border, len(text)) for border in borders} | {0, len(text)})
-    return [text[start:end] for start, end in zip(at, at[1:], strict=False)]
+    return [text[start:end] for start, end in pairwise(at)]
 
 
 def _through(stops: StopStrings, pieces: list[str]) -> str:
