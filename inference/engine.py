@@ -153,6 +153,7 @@ class Engine:
 
     def run(self) -> None:
         """Step until `stop` is called; sleep while there is nothing to do."""
+        self._publish()
         while not self._stopped:
             self._take_commands()
             if not self._stopped:

@@ -11,6 +11,7 @@ import secrets
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,7 @@ class LoadError(Exception):
     """The model cannot be loaded; the message is meant for the site's operator."""
 
 
-@dataclass(slots=True)
+@dataclass
 class LoadedModel:
     """A model in memory with all that the engine and the server need to know of it."""
 
@@ -60,6 +61,25 @@ class LoadedModel:
     def make_cache(self) -> list[Any]:
         """Return empty KV caches for one row, one for each layer."""
         return list(make_prompt_cache(self.model))
+
+    @cached_property
+    def longest_token(self) -> int:
+        """Return how many characters of text one token stands for at most."""
+        return max(map(len, self.tokenizer.get_vocab()), default=1)
+
+    def encode(self, text: str, *, special: bool) -> list[int]:
+        """Return the token ids of a text.
+
+        Args:
+            text: what to encode.
+            special: add the tokens that the model begins a text with; a chat template writes them itself.
+        """
+        backend = getattr(self.tokenizer, "backend_tokenizer", None)
+        if backend is None:
+            return list(self.tokenizer.encode(text, add_special_tokens=special))
+        # The batched call is the one that releases the interpreter's lock while it works.
+        ids: list[int] = backend.encode_batch([text], add_special_tokens=special)[0].ids
+        return ids
 
     def token_text(self, token: int) -> str:
         """Return the text of one token by itself; a part of a character shows as the replacement character."""

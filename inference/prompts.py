@@ -11,7 +11,7 @@ from typing import Any
 import jinja2
 
 from .loading import LoadedModel
-from .protocol import FailureCode, GenerationRequest
+from .protocol import RESERVED_TEMPLATE_VARIABLES, FailureCode, GenerationRequest
 from .running import PreparedRequest
 
 
@@ -29,6 +29,13 @@ class BadPrompt(Exception):
         self.param = param
 
 
+def prompt_size(request: GenerationRequest) -> int:
+    """Return about how many characters a request's prompt has."""
+    if request.messages is None:
+        return len(request.prompt or ())
+    return sum(len(message.get("content") or "") for message in request.messages)
+
+
 def prepare(loaded: LoadedModel, request: GenerationRequest) -> PreparedRequest:
     """Return the request with its prompt as token ids.
 
@@ -37,14 +44,22 @@ def prepare(loaded: LoadedModel, request: GenerationRequest) -> PreparedRequest:
     """
     _check_token_ids(request, loaded.info.vocab_size)
     param = "messages" if request.messages is not None else "prompt"
-    ids = _encode(loaded, request)
+    limit = loaded.info.context_length
+    prompt = _render(loaded, request) if request.messages is not None else request.prompt or ()
+    # Tokenising megabytes only to refuse them would hold up everybody else's prompts.
+    if isinstance(prompt, str) and len(prompt) > limit * loaded.longest_token:
+        message = f"the prompt has {len(prompt)} characters; this model's context length is {limit} tokens"
+        raise BadPrompt("context_length_exceeded", message, param)
+    ids = loaded.encode(prompt, special=request.messages is None) if isinstance(prompt, str) else list(prompt)
     if not ids:
         raise BadPrompt("invalid_request", "the prompt is empty", param)
-    limit = loaded.info.context_length
     left = limit - len(ids)
     if left < 1:
         message = f"the prompt has {len(ids)} tokens; this model's context length is {limit} tokens"
         raise BadPrompt("context_length_exceeded", message, param)
+    if request.min_tokens > left:
+        message = f"only {left} tokens are left of this model's context length of {limit}"
+        raise BadPrompt("context_length_exceeded", message, "min_tokens")
     if request.max_tokens is not None and request.max_tokens > left:
         message = (
             f"this model's context length is {limit} tokens; the prompt has {len(ids)} "
@@ -57,27 +72,40 @@ def prepare(loaded: LoadedModel, request: GenerationRequest) -> PreparedRequest:
     return PreparedRequest(request, tuple(ids), left if request.max_tokens is None else request.max_tokens, text)
 
 
-def _encode(loaded: LoadedModel, request: GenerationRequest) -> list[int]:
+def _render(loaded: LoadedModel, request: GenerationRequest) -> str:
+    """Return the conversation as text, by the model's chat template."""
     tokenizer = loaded.tokenizer
-    if request.messages is None:
-        prompt = request.prompt
-        return list(tokenizer.encode(prompt)) if isinstance(prompt, str) else list(prompt or ())
     if not tokenizer.has_chat_template:
         raise BadPrompt("invalid_request", "this model has no chat template", "messages")
     if request.tools and loaded.tool_syntax is None:
         raise BadPrompt("invalid_request", "this model's tool calls cannot be parsed", "tools")
+    for name in request.chat_template_kwargs:
+        if name in RESERVED_TEMPLATE_VARIABLES:
+            param = f"chat_template_kwargs.{name}"
+            raise BadPrompt("invalid_request", f"{name} is not a variable of the chat template", param)
     try:
-        ids: list[int] = tokenizer.apply_chat_template(
-            [_for_template(message) for message in request.messages],
+        text: str = tokenizer.apply_chat_template(
+            [_for_template(message) for message in request.messages or ()],
             tools=list(request.tools) or None,
             add_generation_prompt=True,
+            tokenize=False,
             **request.chat_template_kwargs,
         )
-    except (jinja2.TemplateError, ValueError, TypeError, KeyError) as error:
-        raise BadPrompt(
-            "invalid_request", f"the model's chat template refuses these messages: {error}", "messages"
-        ) from error
-    return ids
+    except BadPrompt:
+        raise
+    # A template is a program of the model's maker: it may fail in any way on input that it does not expect.
+    except (
+        jinja2.TemplateError,
+        ArithmeticError,
+        AttributeError,
+        LookupError,
+        RecursionError,
+        TypeError,
+        ValueError,
+    ) as error:
+        message = f"the model's chat template refuses these messages: {error}"
+        raise BadPrompt("invalid_request", message, "messages") from error
+    return text
 
 
 def _for_template(message: dict[str, Any]) -> dict[str, Any]:

@@ -25,6 +25,33 @@ INITIAL_CREDIT = 64
 BATCH_ROW_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128)
 """Upper bounds of the histogram of rows in a decode step."""
 
+UNLIMITED_CREDIT = 1 << 30
+"""For a peer that wants every delta by itself; the length of a completion is the bound then."""
+
+RESERVED_TEMPLATE_VARIABLES = frozenset(
+    (
+        "self",
+        "conversation",
+        "messages",
+        "tools",
+        "documents",
+        "chat_template",
+        "add_generation_prompt",
+        "continue_final_message",
+        "tokenize",
+        "sanitize_control_tokens",
+        "padding",
+        "truncation",
+        "max_length",
+        "return_tensors",
+        "return_dict",
+        "return_assistant_tokens_mask",
+        "tokenizer_kwargs",
+    )
+)
+"""What Transformers' `apply_chat_template` takes for itself. A client must not replace the template, which is a
+program, nor what is made of its output."""
+
 _LENGTH = struct.Struct("!I")
 
 FinishReason: TypeAlias = Literal["stop", "length", "tool_calls"]

@@ -18,7 +18,7 @@ import msgspec
 
 from .engine import Engine
 from .loading import LoadedModel
-from .prompts import BadPrompt, prepare
+from .prompts import BadPrompt, prepare, prompt_size
 from .protocol import (
     PROTOCOL_VERSION,
     Cancel,
@@ -53,6 +53,7 @@ logger = logging.getLogger(__name__)
 _LISTEN_BACKLOG = 512
 _HELLO_WAIT_S = 10.0
 _FLUSH_WAIT_S = 2.0
+_LONG_PROMPT_CHARS = 32_768
 
 
 class _Peer:
@@ -126,6 +127,8 @@ class WorkerServer:
         self._streams: dict[str, _Stream] = {}
         self._dirty: set[_Peer] = set()
         self._preparer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="prepare")
+        # A prompt of a megabyte takes a second; short ones must not wait for it.
+        self._long_preparer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="prepare-long")
         self._tasks: set[asyncio.Task[None]] = set()
         self._changed = asyncio.Event()
         self._drain: asyncio.Task[None] | None = None
@@ -295,7 +298,8 @@ class WorkerServer:
             return
         loop = asyncio.get_running_loop()
         try:
-            prepared = await loop.run_in_executor(self._preparer, prepare, loaded, request)
+            preparer = self._preparer if prompt_size(request) < _LONG_PROMPT_CHARS else self._long_preparer
+            prepared = await loop.run_in_executor(preparer, prepare, loaded, request)
         except BadPrompt as error:
             self._end(stream, error.code, str(error), param=error.param)
         except Exception as error:

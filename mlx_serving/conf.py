@@ -74,6 +74,10 @@ class Settings:
     """Prompt tokens that a worker computes between two decode steps; 0 chooses by device."""
     KV_BUDGET_BYTES: int = 0
     """Memory for the KV cache of one worker; 0 chooses by the host's memory."""
+    PREFIX_CACHE_BYTES: int = 0
+    """Most of that memory for the KV of earlier requests, which later ones may begin with; 0 takes half."""
+    TARGET_ITL_MS: float = 400.0
+    """Time of a decode step, in milliseconds, above which adaptive batching starts no further sequences."""
     FLAGS: Mapping[str, bool] = field(default_factory=dict)
     """Feature flags set by the site: below the database and the environment, above the default."""
 
@@ -91,17 +95,13 @@ def build(values: Mapping[str, Any], environ: Mapping[str, str]) -> Settings:
     hints = get_type_hints(Settings)
     merged: dict[str, Any] = {}
     for name in sorted(known):
-        strict = True
-        if (text := environ.get(ENV_PREFIX + name)) is not None:
-            value: Any = msgspec.json.decode(text) if name == "FLAGS" else text
-            strict = False
-        elif name in values:
-            value = values[name]
-        else:
+        text = environ.get(ENV_PREFIX + name)
+        if text is None and name not in values:
             continue
         try:
-            merged[name] = msgspec.convert(value, hints[name], strict=strict)
-        except msgspec.ValidationError as error:
+            value: Any = values[name] if text is None else msgspec.json.decode(text) if name == "FLAGS" else text
+            merged[name] = msgspec.convert(value, hints[name], strict=text is None)
+        except msgspec.MsgspecError as error:
             raise ImproperlyConfigured(f"MLX_SERVING[{name!r}]: {error}") from error
     return Settings(**merged)
 

@@ -88,10 +88,18 @@ class UnknownPath(InvalidRequest):
 
 
 class MethodNotAllowed(InvalidRequest):
-    """The path exists, but not with this HTTP method."""
+    """The path exists, but not with this HTTP method.
+
+    Attributes:
+        allowed: the methods that it has.
+    """
 
     code = "method_not_allowed"
     status = 405
+
+    def __init__(self, *allowed: str) -> None:
+        super().__init__(f"use {' or '.join(allowed)}")
+        self.allowed = allowed
 
 
 class Overloaded(ServingError):

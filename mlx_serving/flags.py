@@ -18,7 +18,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Literal
 
-from django.db import DatabaseError, connections
+from django.db import Error as DatabaseProblem
+from django.db import connections
 
 from .conf import settings
 
@@ -44,6 +45,8 @@ FLAGS: dict[str, Flag] = {
     flag.name: flag
     for flag in (
         Flag(KILL_SWITCH, "MLX_KILL_SWITCH", False, "every flag below has its own value"),
+        Flag("prefix_cache", "MLX_PREFIX_CACHE_ENABLED", True, "every prompt is prefilled from its first token"),
+        Flag("adaptive_batching", "MLX_ADAPTIVE_BATCHING_ENABLED", True, "a fixed row limit"),
         Flag("connection_pool", "MLX_CONNECTION_POOL_ENABLED", True, "a fresh connection per request"),
         Flag(
             "optimized_streaming",
@@ -119,7 +122,7 @@ def _read() -> None:
 
     try:
         database = dict(FeatureFlag.objects.values_list("name", "enabled"))
-    except DatabaseError as error:
+    except DatabaseProblem as error:
         logger.warning("feature flags could not be read, last known values stay in force: %s", type(error).__name__)
         _snapshot.read_at = time.monotonic()
         if _snapshot.values is not None:

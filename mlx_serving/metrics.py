@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from itertools import accumulate
+from typing import Any
 
-from django.db import DatabaseError
+from django.db import Error as DatabaseProblem
 from prometheus_client import REGISTRY, Counter, Gauge, Histogram
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from inference.protocol import Usage
+from inference.protocol import BATCH_ROW_BUCKETS, Usage
 
 from . import flags
 
@@ -93,7 +95,15 @@ _WORKER_GAUGES = {
     "kv_bytes": "Memory of the KV cache.",
     "memory_bytes": "Memory that mlx holds.",
     "step_ms": "Moving average of a decode step's time, in milliseconds.",
+    "row_limit": "Rows that may run; adaptive batching lowers and raises it.",
+    "prefix_bytes": "Memory of the KV that later prompts may begin with.",
     "cancel_steps_max": "Most decode steps that a row stayed in the batch after its cancel arrived.",
+}
+_CACHE_COUNTERS = {
+    "mlx_cache_hits": ("prefix_hits_total", "Prompts that began with a known prefix."),
+    "mlx_cache_misses": ("prefix_misses_total", "Prompts that did not."),
+    "mlx_cache_hit_tokens": ("prefix_hit_tokens_total", "Prompt tokens that were not computed again."),
+    "mlx_cache_evictions": ("prefix_evictions_total", "Entries that made room for others."),
 }
 _WORKER_COUNTERS = {
     "steps_total": "Decode steps.",
@@ -101,10 +111,21 @@ _WORKER_COUNTERS = {
     "generated_tokens_total": "Tokens generated.",
     "requests_total": "Requests that have ended.",
     "cancelled_total": "Requests that were cancelled.",
+    "preempted_total": "Rows that left the batch for lack of memory and were resumed later.",
     "frames_total": "Frames sent to web processes.",
     "deltas_total": "Deltas produced.",
     "merged_deltas_total": "Deltas merged in the worker because their reader lagged.",
 }
+
+
+def batch_size_buckets(load: Mapping[str, Any]) -> tuple[list[tuple[str, float]], float]:
+    """Return the cumulative buckets and the sum of the histogram of rows in a decode step.
+
+    Args:
+        load: a worker's `inference.protocol.Load` as a dictionary.
+    """
+    bounds = [*map(str, map(float, BATCH_ROW_BUCKETS)), "+Inf"]
+    return list(zip(bounds, map(float, accumulate(load["batch_rows"])), strict=True)), float(load["batch_rows_sum"])
 
 
 class FleetCollector(Collector):
@@ -119,7 +140,7 @@ class FleetCollector(Collector):
         yield from self._flags()
         try:
             yield from self._workers()
-        except DatabaseError as error:
+        except DatabaseProblem as error:
             logger.warning("workers could not be read for metrics: %s", type(error).__name__)
 
     def _flags(self) -> Iterable[Metric]:
@@ -140,6 +161,11 @@ class FleetCollector(Collector):
             name: CounterMetricFamily(f"mlx_worker_{name.removesuffix('_total')}", text, labels=["model", "worker"])
             for name, text in _WORKER_COUNTERS.items()
         }
+        caches = {
+            name: CounterMetricFamily(name, text, labels=["layer", "model", "worker"])
+            for name, (_, text) in _CACHE_COUNTERS.items()
+        }
+        sizes = HistogramMetricFamily("mlx_batch_size", "Rows in a decode step.", labels=["model", "worker"])
         counts: dict[tuple[str, str], int] = {}
         rows = Worker.objects.exclude(state__in=(Worker.State.STOPPED, Worker.State.FAILED))
         families: list[tuple[str, GaugeMetricFamily | CounterMetricFamily]] = [*gauges.items(), *counters.items()]
@@ -147,11 +173,17 @@ class FleetCollector(Collector):
             counts[model, state] = counts.get((model, state), 0) + 1
             for name, family in families:
                 family.add_metric([model, worker_id], float(load.get(name, 0)))
+            for name, (key, _) in _CACHE_COUNTERS.items():
+                caches[name].add_metric(["prefix", model, worker_id], float(load.get(key, 0)))
+            if load.get("batch_rows"):
+                sizes.add_metric([model, worker_id], *batch_size_buckets(load))
         for (model, state), count in sorted(counts.items()):
             active.add_metric([model, state], count)
         yield active
         yield from gauges.values()
         yield from counters.values()
+        yield from caches.values()
+        yield sizes
 
 
 def register_collectors() -> None:

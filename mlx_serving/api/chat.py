@@ -48,7 +48,7 @@ async def first_event(events: Events) -> Accepted:
 async def chat_completions(request: HttpRequest) -> HttpResponseBase:
     """Answer a chat completion request."""
     if request.method != "POST":
-        raise MethodNotAllowed("use POST")
+        raise MethodNotAllowed("POST")
     client = await client_of(request)
     body = parse(read_body(request, settings().MAX_BODY_BYTES), chat_decoder)
     generation = to_generation_request(body, new_request_id(), settings().DEFAULT_MODEL)

@@ -75,7 +75,7 @@ async def together(calls: Sequence[Call]) -> NumberedEvents:
 async def completions(request: HttpRequest) -> HttpResponseBase:
     """Answer a completion request."""
     if request.method != "POST":
-        raise MethodNotAllowed("use POST")
+        raise MethodNotAllowed("POST")
     client = await client_of(request)
     body = parse(read_body(request, settings().MAX_BODY_BYTES), completion_decoder)
     request_id = f"cmpl-{secrets.token_hex(12)}"

@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 from django.http import HttpRequest, HttpResponse, HttpResponseBase
 
-from ..errors import ServingError
+from ..errors import MethodNotAllowed, ServingError
 
 logger = logging.getLogger(__name__)
 
@@ -33,6 +33,8 @@ def error_response(error: ServingError) -> HttpResponse:
     response = HttpResponse(error_bytes(error), status=error.status, content_type="application/json")
     if error.retry_after_s is not None:
         response["Retry-After"] = str(error.retry_after_s)
+    if isinstance(error, MethodNotAllowed):
+        response["Allow"] = ", ".join(error.allowed)
     if error.status == 401:
         response["WWW-Authenticate"] = "Session"
     return response

@@ -6,18 +6,26 @@ import msgspec
 from django.http import HttpRequest, HttpResponse
 from django.views.decorators.csrf import csrf_exempt
 
-from ..errors import ServingError, UnknownPath
+from ..errors import MethodNotAllowed, ServingError, UnknownPath
 from ..fleet.registry import registry
 from .errors import answers_errors
 
 
-async def health(_request: HttpRequest) -> HttpResponse:
+@csrf_exempt
+@answers_errors
+async def health(request: HttpRequest) -> HttpResponse:
     """Answer 200: the process takes requests. Looks at nothing else, so that it never restarts for another's fault."""
+    if request.method not in ("GET", "HEAD"):
+        raise MethodNotAllowed("GET", "HEAD")
     return HttpResponse(b'{"status":"ok"}', content_type="application/json")
 
 
-async def ready(_request: HttpRequest) -> HttpResponse:
+@csrf_exempt
+@answers_errors
+async def ready(request: HttpRequest) -> HttpResponse:
     """Answer 200 when at least one model has a ready worker, else 503, with the state of each model."""
+    if request.method not in ("GET", "HEAD"):
+        raise MethodNotAllowed("GET", "HEAD")
     try:
         models = await registry.models()
     except ServingError:

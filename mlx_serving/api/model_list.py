@@ -35,7 +35,7 @@ def _json(value: Any) -> HttpResponse:
 async def list_models(request: HttpRequest) -> HttpResponse:
     """List the models that are switched on."""
     if request.method not in ("GET", "HEAD"):
-        raise MethodNotAllowed("use GET")
+        raise MethodNotAllowed("GET", "HEAD")
     await client_of(request)
     models = await registry.models()
     return _json({"object": "list", "data": [model_object(m) for m in models.values() if m.wanted]})
@@ -46,7 +46,7 @@ async def list_models(request: HttpRequest) -> HttpResponse:
 async def retrieve_model(request: HttpRequest, name: str) -> HttpResponse:
     """Describe one model."""
     if request.method not in ("GET", "HEAD"):
-        raise MethodNotAllowed("use GET")
+        raise MethodNotAllowed("GET", "HEAD")
     await client_of(request)
     model = (await registry.models()).get(name)
     if model is None:

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
-from inference.protocol import GenerationRequest
+from inference.protocol import RESERVED_TEMPLATE_VARIABLES, GenerationRequest
 
 from ..errors import InvalidRequest, UnsupportedParameter
 from .body import check_free_form, parse_arguments
@@ -115,31 +115,6 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
 }
 
 
-# What Transformers' `apply_chat_template` takes for itself: a client must not replace the template, which is a program,
-# nor what is made of its output.
-_NOT_TEMPLATE_VARIABLES = frozenset(
-    (
-        "self",
-        "conversation",
-        "messages",
-        "tools",
-        "documents",
-        "chat_template",
-        "add_generation_prompt",
-        "continue_final_message",
-        "tokenize",
-        "sanitize_control_tokens",
-        "padding",
-        "truncation",
-        "max_length",
-        "return_tensors",
-        "return_dict",
-        "return_assistant_tokens_mask",
-        "tokenizer_kwargs",
-    )
-)
-
-
 def to_generation_request(body: ChatCompletionRequest, request_id: str, default_model: str) -> GenerationRequest:
     """Return the canonical request for a chat completion.
 
@@ -193,7 +168,7 @@ def _tools(body: ChatCompletionRequest) -> tuple[dict[str, Any], ...]:
 
 def _template_kwargs(variables: dict[str, Any]) -> dict[str, Any]:
     for name in variables:
-        if name in _NOT_TEMPLATE_VARIABLES:
+        if name in RESERVED_TEMPLATE_VARIABLES:
             param = f"chat_template_kwargs.{name}"
             raise UnsupportedParameter(f"{param} is not a variable of the chat template", param=param)
     check_free_form(variables, "chat_template_kwargs")

@@ -1,0 +1,1 @@
+"""Models and workers as the app knows them: registry, supervisor, connections to workers."""

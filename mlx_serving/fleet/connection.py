@@ -14,6 +14,7 @@ from typing import Self
 from inference.protocol import (
     INITIAL_CREDIT,
     PROTOCOL_VERSION,
+    UNLIMITED_CREDIT,
     Cancel,
     Command,
     CommandFrame,
@@ -89,18 +90,26 @@ class RequestStream:
 
     def _take(self, delta: Delta) -> Delta:
         self._taken += 1
-        while self._merge and self._events:
-            following = self._events[0]
-            if not isinstance(following, Delta) or following.index != delta.index or delta.finish_reason is not None:
-                break
-            delta = merge_deltas(delta, following)
-            self._events.popleft()
-            self._taken += 1
-            self.merged_total += 1
+        if self._merge and self._events:
+            delta = self._merge_piled_up(delta)
         if self._taken >= INITIAL_CREDIT // 2:
             self._connection.send(Credit(self.request_id, self._taken))
             self._taken = 0
         return delta
+
+    def _merge_piled_up(self, first: Delta) -> Delta:
+        """Make one delta of each choice from those that wait at the front; return the one of the first's choice."""
+        by_choice = {first.index: first}
+        while self._events and isinstance(following := self._events[0], Delta):
+            self._events.popleft()
+            earlier = by_choice.get(following.index)
+            by_choice[following.index] = following if earlier is None else merge_deltas(earlier, following)
+            self.merged_total += earlier is not None
+            # The others are taken, and counted as taken, when their turn comes.
+            self._taken += earlier is not None
+        merged = by_choice.pop(first.index)
+        self._events.extendleft(reversed(by_choice.values()))
+        return merged
 
     def fail(self, failed: Failed) -> None:
         """End the stream with a failure that arose on this side, and stop the request at the worker."""
@@ -189,8 +198,9 @@ class WorkerConnection:
         if self.closed.is_set():
             stream.feed(self._lost(request.request_id))
         else:
+            # What cannot be encoded raises here, before anything is registered.
+            self.send(Submit(request, INITIAL_CREDIT if merge else UNLIMITED_CREDIT))
             self._streams[request.request_id] = stream
-            self.send(Submit(request))
         return stream
 
     def forget(self, stream: RequestStream) -> None:

@@ -23,7 +23,7 @@ import msgspec
 from django.utils import timezone
 
 import inference.protocol
-from inference.protocol import Load, ModelInfo, ProtocolError, Status, WorkerConfig, WorkerState
+from inference.protocol import Configure, Load, ModelInfo, ProtocolError, Status, WorkerConfig, WorkerState
 
 from ..errors import ServingError
 from .connection import WorkerConnection
@@ -138,6 +138,7 @@ class WorkerProcess:
         self._started_at = self._answered_at = self._state_since = clock()
         self._process: subprocess.Popen[bytes] | None = None
         self._connection: WorkerConnection | None = None
+        self._features = Configure(config.prefix_cache, config.adaptive_batching)
         self._drain_deadline: float | None = None
         self._killed_because = ""
         self._tail: deque[str] = deque(maxlen=_TAIL_LINES)
@@ -186,6 +187,12 @@ class WorkerProcess:
         )
 
     # --- what can be done to it --------------------------------------------------------------------------------------
+
+    def configure(self, features: Configure) -> None:
+        """Switch the worker's features; one that is not ready yet is told once it is."""
+        self._features = features
+        if self._connection is not None and self.status.state == "ready":
+            self._connection.send(features)
 
     def retire(self) -> None:
         """Show as draining from now on, while the worker goes on taking requests."""
@@ -352,6 +359,7 @@ class WorkerProcess:
             self._state_since = self._answered_at
             if status.state == "ready":
                 self.ready_at = self._answered_at
+                self.configure(self._features)
         self._on_change(self, changed)
 
 

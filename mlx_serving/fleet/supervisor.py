@@ -23,8 +23,9 @@ import msgspec
 from django.db import Error as DatabaseProblem
 from django.utils import timezone
 
-from inference.protocol import Load, ModelInfo, WorkerConfig
+from inference.protocol import Configure, Load, ModelInfo, WorkerConfig
 
+from .. import flags
 from ..conf import Settings
 from . import runtime_dir
 from .backoff import Backoff
@@ -51,7 +52,13 @@ def new_worker_id() -> str:
     return f"w{secrets.token_hex(5)}"
 
 
-def worker_config(worker_id: str, spec: Spec, settings: Settings) -> WorkerConfig:
+def worker_features() -> Configure:
+    """Return which features of workers the flags switch on. Reads the database when it was not read for a second."""
+    flags.refresh()
+    return Configure(prefix_cache=flags.enabled("prefix_cache"), adaptive_batching=flags.enabled("adaptive_batching"))
+
+
+def worker_config(worker_id: str, spec: Spec, settings: Settings, features: Configure) -> WorkerConfig:
     """Return what a worker is started with."""
     return msgspec.convert(
         {
@@ -66,6 +73,10 @@ def worker_config(worker_id: str, spec: Spec, settings: Settings) -> WorkerConfi
             "max_waiting": settings.MAX_WAITING,
             "prefill_tokens_per_step": settings.PREFILL_TOKENS_PER_STEP,
             "kv_budget_bytes": settings.KV_BUDGET_BYTES,
+            "prefix_cache_bytes": settings.PREFIX_CACHE_BYTES,
+            "target_itl_ms": settings.TARGET_ITL_MS,
+            "prefix_cache": features.prefix_cache,
+            "adaptive_batching": features.adaptive_batching,
         },
         WorkerConfig,
     )
@@ -97,6 +108,7 @@ class Supervisor:
         self._clock = clock
         self._jitter = jitter
         self._wanted: dict[int, Spec] = {}
+        self._features = Configure()
         self._backoffs: dict[int, tuple[Spec, Backoff]] = {}
         self._workers: dict[str, WorkerProcess] = {}
         self._unsaved: dict[str, WorkerProcess] = {}
@@ -174,14 +186,22 @@ class Supervisor:
                         logger.info("%d worker(s) of an earlier supervisor marked as failed", gone)
                     recovered = True
                 wanted = await self._in_database(self._store.wanted)
+                features = await self._in_database(worker_features)
             except DatabaseProblem as error:
                 self._note_database(error)
             else:
                 self._note_database(None)
+                self._configure(features)
                 if wanted != self._wanted:
                     self._wanted = wanted
                     self._act_now.set()
             await asyncio.sleep(self._settings.HEARTBEAT_S / 2)
+
+    def _configure(self, features: Configure) -> None:
+        if features != self._features:
+            self._features = features
+            for worker in self._workers.values():
+                worker.configure(features)
 
     async def _in_database(self, call: Callable[..., _T], *args: Any) -> _T:
         return await asyncio.get_running_loop().run_in_executor(self._database, call, *args)
@@ -234,7 +254,7 @@ class Supervisor:
         worker = WorkerProcess(
             spec=spec,
             model_id=model_id,
-            config=worker_config(worker_id, spec, self._settings),
+            config=worker_config(worker_id, spec, self._settings, self._features),
             heartbeat_s=self._settings.HEARTBEAT_S,
             clock=self._clock,
             on_change=self._changed,
