@@ -181,6 +181,8 @@ OVERRIDES: dict[str, dict[str, Any]] = {
         }
     },
     "plamo": {"n_shared_head": 2},
+    "qwen3_5": {"num_experts": 0},
+    "qwen3_5_moe": {"num_experts": 4},
     "recurrent_gemma": {"block_types": ["recurrent", "attention"], "num_key_value_heads": 1},
     "spark2_5": {"rope_parameters": _ROPE_BY_LAYER},
     "step3p5": {"moe_layers_enum": "1,2,3"},
@@ -194,6 +196,7 @@ WRAPPED: dict[str, str] = {
     "mistral3": "llama",
     "pixtral": "llama",
     "qwen2_vl": "qwen2",
+    "qwen3_5_moe": "qwen3_5",
     "qwen3_vl": "qwen3",
     "qwen3_vl_moe": "qwen3_moe",
 }
@@ -235,7 +238,8 @@ def small_config(name: str) -> dict[str, Any]:
     if "text_config" not in fields:
         return _derive(module.ModelArgs, overrides)
     if name in WRAPPED:
-        text = small_config(WRAPPED[name]) | OVERRIDES.get(name, {})
+        inner = small_config(WRAPPED[name])
+        text = inner.get("text_config", inner) | OVERRIDES.get(name, {})
     else:
         text = _derive(next(getattr(module, c) for c in _ARGS_CLASSES if hasattr(module, c)), overrides)
     return {"model_type": name, "vocab_size": VOCAB, "text_config": text}

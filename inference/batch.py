@@ -1,7 +1,6 @@
 """The rows that are being decoded together, and the groups that are being prefilled: KV caches and token arrays.
 
-Built on the cache classes of mlx-lm, of which only the interface is used that its own generators use: `merge`,
-`extend`, `filter`, `extract`, `prepare`, `finalize`. Runs on the engine thread only.
+Prefill works on mlx-lm's own cache classes, decoding on `kv.py`. Runs on the engine thread only.
 """
 
 from __future__ import annotations
@@ -12,7 +11,8 @@ from typing import Any, Generic, TypeAlias, TypeVar
 
 import mlx.core as mx
 
-from .sampling import BatchSampler, Choice, RowSampling
+from .kv import ExclusiveBatch, SlotBatch
+from .sampling import Allowed, BatchSampler, Choice, RowSampling
 
 Model: TypeAlias = Any
 Cache: TypeAlias = list[Any]
@@ -81,11 +81,10 @@ class Prefill:
         mx.async_eval([layer.state for layer in self.cache])
         return computed
 
-    def for_batch(self, rows: int, *, merges: bool) -> Cache:
-        """Return the finished KV in the form that a decode batch takes, that of a single prompt for `rows` rows."""
-        if len(self._prompts) > 1 or not merges:
-            return self.cache
-        return [layer.merge([layer] * rows) for layer in self.cache]
+    @property
+    def single(self) -> bool:
+        """Whether the caches are those of one prompt, not of a group."""
+        return len(self._prompts) == 1
 
     def _whole(self) -> int:
         lengths = [len(prompt) - 1 for prompt in self._prompts]
@@ -119,54 +118,68 @@ class Launched(Generic[R]):
 class DecodeBatch(Generic[R]):
     """The rows in the batch. `R` is the engine's own record of a row.
 
-    With `merges` False every cache is kept as its prefill left it and the batch holds one row at a time; that is for
-    models whose caches cannot be merged or that compute batches wrongly.
+    Args:
+        model: the model.
+        vocab_size: width of its logits.
+        merges: whether rows are computed together. If not, the batch holds one row at a time, which is for models
+            whose caches cannot be merged or that compute batches wrongly.
     """
 
     def __init__(self, model: Model, vocab_size: int, *, merges: bool) -> None:
         self._model = model
         self._merges = merges
-        self.cache: Cache = []
+        self._kv = SlotBatch() if merges else ExclusiveBatch()
         self._tokens: mx.array | None = None
         self._logits: mx.array | None = None
         self._sampler = BatchSampler(vocab_size)
         self.rows: list[R] = []
 
+    @property
+    def cache(self) -> Cache:
+        """The layers' caches."""
+        return self._kv.layers
+
     def join(
-        self, rows: Sequence[R], last_tokens: Sequence[int], cache: Cache, sampling: Sequence[RowSampling]
+        self,
+        rows: Sequence[R],
+        last_tokens: Sequence[int],
+        cache: Cache,
+        lengths: Sequence[int],
+        sampling: Sequence[RowSampling],
+        *,
+        single: bool,
     ) -> None:
         """Add prefilled rows.
 
         Args:
             rows: the engine's records.
             last_tokens: the last prompt token of each row.
-            cache: KV of the rows, from `Prefill.for_batch`.
+            cache: KV of the rows as the prefill left it.
+            lengths: tokens of each row in the cache.
             sampling: how each row chooses tokens.
+            single: whether the cache is that of one prompt, to be copied for each row.
         """
-        if self.cache and self._merges:
-            for mine, other in zip(self.cache, cache, strict=True):
-                mine.extend(other)
-        else:
-            self.cache = cache
+        self._kv.join(cache, lengths, single=single)
         tokens = mx.array(last_tokens, mx.uint32)
         self._tokens = tokens if self._tokens is None else mx.concatenate([self._tokens, tokens])
         self._sampler.join(sampling)
         self.rows.extend(rows)
 
     def keep(self, indices: Sequence[int]) -> None:
-        """Keep only the rows at these positions."""
+        """Keep only the rows at these positions; the last ones move into the places that become free."""
         if len(indices) == len(self.rows):
             return
-        self.rows = [self.rows[i] for i in indices]
-        self._sampler.keep(indices)
-        if not indices:
-            self.cache, self._tokens, self._logits = [], None, None
+        order = compact_order(indices)
+        self.rows = [self.rows[i] for i in order]
+        self._sampler.keep(order)
+        if not order:
+            self._kv = SlotBatch() if self._merges else ExclusiveBatch()
+            self._tokens = self._logits = None
             return
-        at = mx.array(list(indices))
+        at = mx.array(order)
         self._tokens = None if self._tokens is None else self._tokens[at]
         self._logits = None if self._logits is None else self._logits[at]
-        for layer in self.cache:
-            layer.filter(at)
+        self._kv.keep(order)
 
     def forward(self, *, start: bool) -> None:
         """Build the next forward pass of all rows.
@@ -176,15 +189,20 @@ class DecodeBatch(Generic[R]):
         """
         if self._tokens is None:
             raise ValueError("an empty batch has no next step")
-        self._logits = self._model(self._tokens[:, None], cache=self.cache)[:, -1, :]
+        self._logits = self._model(self._tokens[:, None], cache=self._kv.layers)[:, -1, :]
+        self._kv.advance()
         if start:
             mx.async_eval(self._logits)
 
-    def sample(self) -> Launched[R]:
-        """Start choosing the next tokens from the forward pass."""
+    def sample(self, allowed: Allowed | None = None) -> Launched[R]:
+        """Start choosing the next tokens from the forward pass.
+
+        Args:
+            allowed: what rows that follow a grammar may choose from.
+        """
         if self._logits is None:
             raise ValueError("there was no forward pass")
-        choice = self._sampler(self._logits)
+        choice = self._sampler(self._logits, allowed)
         self._tokens, self._logits = choice.tokens, None
         reported = choice.logprobs
         extra = [] if reported is None else [reported.chosen, reported.top_ids, reported.top]
@@ -193,8 +211,18 @@ class DecodeBatch(Generic[R]):
 
     def padded_tokens(self) -> int:
         """Return how many tokens every row takes in the KV caches, its padding included."""
-        return max((layer.size() for layer in self.cache), default=0)
+        return self._kv.columns
 
     def nbytes(self) -> int:
         """Return the bytes that the rows' KV takes."""
-        return sum(layer.nbytes for layer in self.cache)
+        return sum(layer.nbytes for layer in self._kv.layers)
+
+
+def compact_order(kept: Sequence[int]) -> list[int]:
+    """Return the kept positions in an order in which as many as possible stay where they are.
+
+    Rows behind the last place that is needed fill the places that become free.
+    """
+    wanted = set(kept)
+    spare = [row for row in kept if row >= len(kept)]
+    return [row if row in wanted else spare.pop() for row in range(len(kept))]

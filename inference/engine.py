@@ -1,9 +1,10 @@
 """The step loop: admit, prefill, decode, sample, emit. The only thread that touches mlx runs it.
 
 The server hands requests over with `submit` and `cancel`, which only put them into a queue, and gets events back
-through the `emit` callback, once per step. A step starts the next decode on the device first and then, while the
-device computes, reads the tokens of the step before, turns them into text and starts a chunk of prefill. So the host's
-work and the device's overlap, and a long prompt delays running rows by one chunk at most.
+through the `emit` callback, once per step. On a GPU a step starts the next decode first and then, while the device
+computes, reads the tokens of the step before, turns them into text and starts a chunk of prefill, so the host's work
+and the device's overlap. On a CPU there is nothing to overlap with, and tokens are emitted before the chunk is
+computed. Either way a long prompt delays running rows by one chunk at most.
 """
 
 from __future__ import annotations
@@ -17,8 +18,10 @@ from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 import mlx.core as mx
+import numpy as np
 
 from .batch import DecodeBatch, Launched, row_kv
+from .grammar import fill_masks
 from .loading import LoadedModel
 from .prefilling import Lane, PrefillFailed, Prefilling
 from .prefix_cache import PrefixCache, as_tokens
@@ -38,7 +41,7 @@ from .protocol import (
     Usage,
 )
 from .running import PreparedRequest, Row, Running
-from .sampling import Logprobs, RowSampling, choice_seed
+from .sampling import Allowed, Logprobs, RowSampling, choice_seed
 from .scheduler import AdaptiveLimit, Job, Limits, NeverFits, QueueFull, Scheduler
 from .text import Piece
 
@@ -59,12 +62,14 @@ class EngineOptions:
         limits: what bounds the batch.
         prefix_cache_bytes: most memory for known prefixes, out of the KV budget.
         target_itl_ms: step time above which adaptive batching starts no further rows.
+        runs_ahead: start the next step before the last one has been read.
         features: which features are on at first.
     """
 
     limits: Limits
     prefix_cache_bytes: int
     target_itl_ms: float
+    runs_ahead: bool
     features: Configure
 
 
@@ -101,6 +106,7 @@ class Engine:
         self._emit = emit
         self._clock = clock
         self._limits = options.limits
+        self._runs_ahead = options.runs_ahead
         self._scheduler = Scheduler(options.limits)
         self._adaptive = AdaptiveLimit(options.limits.max_rows, options.target_itl_ms)
         self._prefixes = PrefixCache(loaded.make_cache, options.prefix_cache_bytes)
@@ -170,6 +176,8 @@ class Engine:
             # Whatever mlx raised, the rows of this batch are lost; the process and its queue are not.
             logger.exception("decode step failed")
             self._fail_batch(error)
+        if self._events and not self._runs_ahead:
+            self._publish()
         self._advance_prefill()
         self._publish()
 
@@ -275,14 +283,21 @@ class Engine:
                         index,
                         self._loaded.text_stream(request.stop, request.tools),
                         choice_seed(request.sampling.seed, index),
+                        running.prepared.matchers[index] if running.prepared.matchers else None,
                     )
                     for index in range(request.n)
                 ]
             for row in running.rows:
                 row.joined_at, row.joined_launched, row.in_batch = len(running.prompt), row.launched, True
             rows.extend(running.rows)
-        cache = lane.prefill.for_batch(len(rows), merges=self._loaded.info.batched)
-        self._batch.join(rows, [int(row.running.prompt[-1]) for row in rows], cache, [self._sampling(r) for r in rows])
+        self._batch.join(
+            rows,
+            [int(row.running.prompt[-1]) for row in rows],
+            lane.prefill.cache,
+            [len(row.running.prompt) - 1 for row in rows],
+            [self._sampling(row) for row in rows],
+            single=lane.prefill.single,
+        )
         # A request that was cancelled during a shared prefill has a row here, which leaves at once.
         for row in rows:
             row.done = row.done or row.running.request_id not in self._requests
@@ -317,11 +332,30 @@ class Engine:
             previous = None
             self._preempt()
         if self._batch.rows:
-            self._batch.forward(start=False)
-            self._in_flight = self._batch.sample()
+            constrained = any(row.matcher is not None for row in self._batch.rows)
+            self._batch.forward(start=constrained)
+            if constrained and previous is not None:
+                # A grammar has to see a token before it can say what may follow; the forward pass goes on meanwhile.
+                self._collect(previous)
+                previous = None
+        if self._batch.rows:
+            self._in_flight = self._batch.sample(self._allowed())
             self._note_launch(self._in_flight.rows)
         if previous is not None:
             self._collect(previous)
+        if self._in_flight is not None and not self._runs_ahead:
+            launched, self._in_flight = self._in_flight, None
+            self._collect(launched)
+
+    def _allowed(self) -> Allowed | None:
+        """Return what the rows that follow a grammar may choose from."""
+        found = [(at, row.matcher) for at, row in enumerate(self._batch.rows) if row.matcher is not None]
+        if not found:
+            return None
+        rows, matchers = zip(*found, strict=True)
+        bits = np.empty((len(rows), -(-self._loaded.info.vocab_size // 32)), np.uint32)
+        fill_masks(matchers, bits)
+        return Allowed(rows, bits)
 
     def _note_launch(self, rows: Sequence[Row]) -> None:
         for row in rows:
@@ -390,13 +424,16 @@ class Engine:
     def _take_token(self, row: Row, token: int, logprobs: tuple[tuple[float, Any], ...]) -> None:
         running = row.running
         request = running.prepared.request
+        if row.matcher is not None and not row.matcher.accept(token):
+            self._fail(running.request_id, "engine_error", f"the grammar cannot go on: {row.matcher.error}")
+            return
         row.tokens.append(token)
         running.generated += 1
         self._counts["generated"] += 1
         at_end = token in request.stop_token_ids or (token in self._loaded.eos_token_ids and not request.ignore_eos)
         piece = Piece() if at_end else row.text.add(token)
         reason: FinishReason | None = None
-        if at_end or piece.stopped:
+        if at_end or piece.stopped or (row.matcher is not None and row.matcher.finished):
             reason = "stop"
         elif len(row.tokens) >= running.prepared.max_new_tokens:
             reason = "length"

@@ -18,7 +18,7 @@ import re
 from collections import OrderedDict
 from collections.abc import Collection, Iterator, Sequence
 from functools import cache
-from typing import Any, Literal, TypeAlias
+from typing import Any, TypeAlias
 
 import llguidance
 import msgspec
@@ -26,7 +26,8 @@ import numpy as np
 import numpy.typing as npt
 from tokenizers import Tokenizer
 
-GrammarKind: TypeAlias = Literal["json_object", "json_schema", "regex", "choice", "lark"]
+from .protocol import GrammarSpec
+
 Mask: TypeAlias = npt.NDArray[np.uint32]
 
 WHITESPACE = r" |\n {0,24}|\n\t{0,12}"
@@ -42,19 +43,6 @@ _MAX_VALUE = 256 * 1024
 _MAX_REASON = 300
 _MAX_THREADS = 8
 _NOT_THIS_MODEL = "grammars do not work with this model"
-
-
-class GrammarSpec(msgspec.Struct, frozen=True):
-    """What an output has to look like."""
-
-    kind: GrammarKind
-    value: str = ""
-    """By kind: empty; a JSON schema as JSON text; a regular expression that the whole output matches; a JSON list of
-    strings; a grammar in llguidance's dialect of Lark.
-
-    Regular expressions, here and in a schema's `pattern`, have the syntax of Rust's `regex` crate, with no look-around
-    and no back references; `\\d` and `\\w` are ASCII, as in JSON schema.
-    """
 
 
 class BadGrammar(Exception):

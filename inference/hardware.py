@@ -20,10 +20,13 @@ class DeviceDefaults:
     Attributes:
         float32_only: float32 is the only fast number format.
         prefill_tokens_per_step: prompt tokens computed between two decode steps.
+        runs_ahead: the device computes while the host goes on, so that the next step is worth starting before the
+            last one has been read. On a CPU mlx's `async_eval` returns only when little is left to compute.
     """
 
     float32_only: bool
     prefill_tokens_per_step: int
+    runs_ahead: bool
 
 
 def device_kind() -> str:
@@ -52,5 +55,5 @@ def memory_limit_bytes() -> int:
 def device_defaults() -> DeviceDefaults:
     """Return the choices that depend on the device (measured; see benchmarks/README.md)."""
     if device_kind() == "CPU":
-        return DeviceDefaults(float32_only=True, prefill_tokens_per_step=256)
-    return DeviceDefaults(float32_only=False, prefill_tokens_per_step=2048)
+        return DeviceDefaults(float32_only=True, prefill_tokens_per_step=256, runs_ahead=False)
+    return DeviceDefaults(float32_only=False, prefill_tokens_per_step=2048, runs_ahead=True)

@@ -22,8 +22,9 @@ from mlx.utils import tree_flatten
 from mlx_lm import utils as lm_utils
 from mlx_lm.models.cache import make_prompt_cache
 
-from . import hardware
+from . import compat, hardware
 from .blas import blas_name
+from .grammar import GrammarCompiler
 from .protocol import ModelInfo, WorkerConfig
 from .text import Detokenizer, FastDetokenizer, SegmentDetokenizer, TextStream, ToolCallSplitter, ToolSyntax
 
@@ -61,6 +62,11 @@ class LoadedModel:
     def make_cache(self) -> list[Any]:
         """Return empty KV caches for one row, one for each layer."""
         return list(make_prompt_cache(self.model))
+
+    @cached_property
+    def grammars(self) -> GrammarCompiler:
+        """Return the compiler of grammars over this model's vocabulary."""
+        return GrammarCompiler(self.tokenizer, self.info.vocab_size, self.eos_token_ids)
 
     @cached_property
     def longest_token(self) -> int:
@@ -152,6 +158,7 @@ def load(config: WorkerConfig, report: Callable[[float], None]) -> LoadedModel:
     for done in range(0, len(arrays), _EVAL_GROUP):
         mx.eval(*arrays[done : done + _EVAL_GROUP])
         report(0.4 + 0.5 * min(1.0, (done + _EVAL_GROUP) / len(arrays)))
+    compat.adapt(model)
     vocab_size, kv_bytes, dtype_name = _probe(model)
     info = ModelInfo(
         context_length=config.context_length or _context_length(model_config),

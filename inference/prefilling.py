@@ -109,7 +109,7 @@ class Prefilling:
             overlap=overlap,
             computing=[running.job for lane in self._lanes for running in lane.group],
             only_short=bool(self._lanes),
-            one=self._prefixes.needs_snapshots,
+            one=self._prefixes.needs_snapshots or not self._scheduler.limits.pads_prompts,
         )
         if not jobs:
             return

@@ -10,6 +10,7 @@ from typing import Any
 
 import jinja2
 
+from .grammar import BadGrammar, Matcher
 from .loading import LoadedModel
 from .protocol import RESERVED_TEMPLATE_VARIABLES, FailureCode, GenerationRequest
 from .running import PreparedRequest
@@ -69,7 +70,19 @@ def prepare(loaded: LoadedModel, request: GenerationRequest) -> PreparedRequest:
     text = ""
     if request.echo:
         text = request.prompt if isinstance(request.prompt, str) else str(loaded.tokenizer.decode(ids))
-    return PreparedRequest(request, tuple(ids), left if request.max_tokens is None else request.max_tokens, text)
+    new_tokens = left if request.max_tokens is None else request.max_tokens
+    return PreparedRequest(request, tuple(ids), new_tokens, text, _matchers(loaded, request))
+
+
+def _matchers(loaded: LoadedModel, request: GenerationRequest) -> tuple[Matcher, ...]:
+    if request.grammar is None:
+        return ()
+    try:
+        grammar = loaded.grammars.compile(request.grammar)
+    except BadGrammar as error:
+        raise BadPrompt("invalid_request", str(error), request.grammar.param) from error
+    # Made here and not on the engine thread, where a giant schema would hold up every row.
+    return tuple(grammar.matcher() for _ in range(request.n))
 
 
 def _render(loaded: LoadedModel, request: GenerationRequest) -> str:

@@ -56,6 +56,7 @@ _LENGTH = struct.Struct("!I")
 
 FinishReason: TypeAlias = Literal["stop", "length", "tool_calls"]
 WorkerState: TypeAlias = Literal["starting", "loading", "ready", "draining", "stopped", "failed"]
+GrammarKind: TypeAlias = Literal["json_object", "json_schema", "regex", "choice", "lark"]
 FailureCode: TypeAlias = Literal[
     "invalid_request",
     "context_length_exceeded",
@@ -102,6 +103,21 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
     """Token id to a value added to its logit."""
 
 
+class GrammarSpec(msgspec.Struct, frozen=True):
+    """What an output has to look like."""
+
+    kind: GrammarKind
+    value: str = ""
+    """By kind: empty; a JSON schema as JSON text; a regular expression that the whole output matches; a JSON list of
+    strings; a grammar in llguidance's dialect of Lark.
+
+    Regular expressions, here and in a schema's `pattern`, have the syntax of Rust's `regex` crate, with no look-around
+    and no back references; `\\d` and `\\w` are ASCII, as in JSON schema.
+    """
+    param: str = "response_format"
+    """The request's field that asked for it, for error messages."""
+
+
 class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
     """The canonical request, whichever API it came through. `messages` or `prompt` is set, never both."""
 
@@ -133,6 +149,8 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
     stop: tuple[str, ...] = ()
     """Texts that end a choice; they are not part of it."""
     stop_token_ids: tuple[int, ...] = ()
+    grammar: GrammarSpec | None = None
+    """What the output has to look like."""
     ignore_eos: bool = False
     """Go on after an end-of-sequence token; used to measure with a fixed number of tokens."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from .grammar import Matcher
 from .protocol import GenerationRequest
 from .radix import Tokens
 from .scheduler import Job
@@ -24,6 +25,8 @@ class PreparedRequest:
     max_new_tokens: int
     prompt_text: str = ""
     """The prompt as text, when the request asks for an echo."""
+    matchers: tuple[Matcher, ...] = ()
+    """One for each choice, when the output has to follow a grammar."""
 
 
 @dataclass(slots=True, eq=False)
@@ -34,6 +37,7 @@ class Row:
     index: int
     text: TextStream
     seed: int
+    matcher: Matcher | None
     tokens: list[int] = field(default_factory=list)
     """What has been generated and read."""
     launched: int = 0

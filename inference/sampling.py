@@ -110,6 +110,19 @@ class Logprobs:
 
 
 @dataclass(slots=True)
+class Allowed:
+    """The tokens that some rows may choose from.
+
+    Attributes:
+        rows: positions of those rows in the batch.
+        bits: one bit for each token, uint32, lowest bit first, shape [rows, ceil(vocab / 32)].
+    """
+
+    rows: tuple[int, ...]
+    bits: np.ndarray
+
+
+@dataclass(slots=True)
 class Choice:
     """What a step chose: token ids, uint32, shape [rows], and log probabilities where they were asked for."""
 
@@ -184,11 +197,12 @@ class BatchSampler:
         """Arrays that the next call depends on, to be evaluated together with its result."""
         return [] if self._counts is None else [self._counts]
 
-    def __call__(self, logits: mx.array) -> Choice:
+    def __call__(self, logits: mx.array, allowed: Allowed | None = None) -> Choice:
         """Choose the next token of every row; nothing is evaluated.
 
         Args:
             logits: shape [rows, vocab].
+            allowed: what rows that follow a grammar may choose from.
         """
         plan = self._plan
         logits = logits.astype(mx.float32)
@@ -200,6 +214,8 @@ class BatchSampler:
             logits = self._suppress(logits)
         if plan.penalised is not None:
             logits = self._penalise(logits, plan.penalised)
+        if allowed is not None:
+            logits = _only_allowed(logits, allowed)
         tokens = self._choose(logits)
         if plan.penalised is not None and self._counts is not None:
             chosen = tokens[plan.penalised]
@@ -302,6 +318,15 @@ class BatchSampler:
         noise = mx.vmap(lambda key: mx.random.gumbel((vocab,), key=key))(keys)
         # Gumbel-max: the argmax of logits plus Gumbel noise is a sample of their softmax.
         return mx.argmax(scaled + noise, axis=-1)
+
+
+def _only_allowed(logits: mx.array, allowed: Allowed) -> mx.array:
+    """Return the logits with minus infinity for what is not allowed."""
+    rows, vocab = mx.array(allowed.rows), logits.shape[-1]
+    bits = (mx.array(allowed.bits)[:, :, None] >> mx.arange(32, dtype=mx.uint32)) & 1
+    mask = bits.reshape(len(allowed.rows), -1)[:, :vocab].astype(mx.bool_)
+    logits[rows] = mx.where(mask, logits[rows], -mx.inf)
+    return logits
 
 
 def _threshold(logits: mx.array, top_k: mx.array, top_p: mx.array) -> mx.array:

@@ -49,6 +49,7 @@ class Limits:
         kv_budget_bytes: memory for KV.
         kv_bytes_per_token: KV of one token of one row.
         prefill_tokens_per_step: prompt tokens computed between two decode steps.
+        pads_prompts: whether prompts of unequal lengths may be computed together.
     """
 
     max_rows: int
@@ -56,6 +57,7 @@ class Limits:
     kv_budget_bytes: int
     kv_bytes_per_token: int
     prefill_tokens_per_step: int
+    pads_prompts: bool = True
 
 
 @dataclass(frozen=True, slots=True)

@@ -77,7 +77,7 @@ def main() -> int:
     from .hardware import device_defaults
     from .loading import LoadError, kv_budget_bytes, load
     from .scheduler import Limits
-    from .selfcheck import batches_correctly
+    from .selfcheck import Verdict, check
     from .server import WorkerServer
 
     io = _IoThread()
@@ -108,15 +108,17 @@ def main() -> int:
         failure: Future[None] = asyncio.run_coroutine_threadsafe(server.fail(str(error)), io.loop)
         failure.result()
         return EXIT_LOAD_FAILED
-    batched = batches_correctly(loaded) if config.self_check and config.max_rows > 1 else config.max_rows > 1
-    max_rows = config.max_rows if batched else 1
-    loaded.info = msgspec.structs.replace(loaded.info, batched=batched, max_rows=max_rows)
+    wide = config.max_rows > 1
+    verdict = check(loaded) if config.self_check and wide else Verdict(batches=wide, pads=True)
+    max_rows = config.max_rows if verdict.batches else 1
+    loaded.info = msgspec.structs.replace(loaded.info, batched=verdict.batches, max_rows=max_rows)
     limits = Limits(
         max_rows=max_rows,
         max_waiting=config.max_waiting,
         kv_budget_bytes=kv_budget_bytes(config),
         kv_bytes_per_token=loaded.info.kv_bytes_per_token,
         prefill_tokens_per_step=config.prefill_tokens_per_step or device_defaults().prefill_tokens_per_step,
+        pads_prompts=verdict.pads,
     )
 
     def emit(events: list[Event], load_now: Load) -> None:
@@ -126,6 +128,7 @@ def main() -> int:
         limits,
         config.prefix_cache_bytes or limits.kv_budget_bytes // 2,
         config.target_itl_ms,
+        device_defaults().runs_ahead,
         Configure(config.prefix_cache, config.adaptive_batching),
     )
     engine = Engine(loaded, options, emit, config.worker_id)

@@ -12,9 +12,10 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
-from inference.protocol import SamplingParams
+from inference.protocol import GrammarKind, GrammarSpec, SamplingParams
 
 from ..errors import InvalidRequest, UnsupportedParameter
+from .body import check_free_form
 
 _MAX_CHOICES = 128
 _MAX_STOPS = 16
@@ -30,6 +31,7 @@ Penalty = Annotated[float, Meta(ge=-2, le=2)]
 Limit = Annotated[int, Meta(ge=1, le=_INT32_MAX)]
 TokenId = Annotated[int, Meta(ge=0, le=_INT32_MAX)]
 _MAX_PRIORITY = 10
+_STRUCTURED = "structured_outputs"
 
 
 class Strict(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -41,6 +43,17 @@ class StreamOptions(Strict, frozen=True):
 
     include_usage: bool | None = None
     include_obfuscation: Literal[False] | None = None
+
+
+class StructuredOutputs(Strict, frozen=True):
+    """vLLM's form of a grammar: exactly one field is set."""
+
+    json: dict[str, Any] | None = None
+    """A JSON schema."""
+    regex: Annotated[str, Meta(min_length=1)] | None = None
+    choice: Annotated[list[str], Meta(min_length=1)] | None = None
+    grammar: Annotated[str, Meta(min_length=1)] | None = None
+    """In llguidance's dialect of Lark."""
 
 
 class GenerationFields(Strict, frozen=True, kw_only=True):
@@ -68,6 +81,8 @@ class GenerationFields(Strict, frozen=True, kw_only=True):
     """Higher runs earlier; each step counts like ten seconds of waiting."""
     queue_timeout: Annotated[float, Meta(gt=0, le=86400)] | None = None
     """Seconds after which a request that still waits for its turn is failed."""
+    structured_outputs: StructuredOutputs | None = None
+    """What the output has to look like, beside `response_format`."""
     user: str | None = None
     """Names the client's own user; it has no effect on the answer."""
     safety_identifier: str | None = None
@@ -91,13 +106,46 @@ def refuse_unsupported(body: GenerationFields, neutral: Mapping[str, tuple[Any, 
             raise UnsupportedParameter(f"{name} with this value is not supported", param=name)
 
 
-def common_fields(body: GenerationFields, default_model: str, max_tokens: int | None) -> dict[str, Any]:
+def structured_grammar(wanted: StructuredOutputs | None) -> GrammarSpec | None:
+    """Return the grammar that `structured_outputs` asks for.
+
+    Raises:
+        InvalidRequest: not exactly one field is set.
+    """
+    if wanted is None:
+        return None
+    texts: dict[GrammarKind, str | None] = {
+        "json_schema": None if wanted.json is None else encode_json(wanted.json, "structured_outputs.json"),
+        "regex": wanted.regex,
+        "choice": None if wanted.choice is None else msgspec.json.encode(wanted.choice).decode(),
+        "lark": wanted.grammar,
+    }
+    found = [GrammarSpec(kind=kind, value=text, param=_STRUCTURED) for kind, text in texts.items() if text is not None]
+    if len(found) != 1:
+        raise InvalidRequest("structured_outputs takes exactly one of json, regex, choice, grammar", param=_STRUCTURED)
+    return found[0]
+
+
+def encode_json(value: dict[str, Any], path: str) -> str:
+    """Return a free-form object as JSON text.
+
+    Raises:
+        InvalidRequest: see `check_free_form`.
+    """
+    check_free_form(value, path)
+    return msgspec.json.encode(value).decode()
+
+
+def common_fields(
+    body: GenerationFields, default_model: str, max_tokens: int | None, grammar: GrammarSpec | None = None
+) -> dict[str, Any]:
     """Return the fields of the canonical request that do not depend on the endpoint.
 
     Args:
         body: the request.
         default_model: taken when it names no model.
         max_tokens: the limit on generated tokens, as the endpoint understands it.
+        grammar: what the endpoint's own parameters say of the output.
 
     Raises:
         InvalidRequest: parameters contradict each other; `param` names one.
@@ -109,8 +157,16 @@ def common_fields(body: GenerationFields, default_model: str, max_tokens: int | 
         raise InvalidRequest("stream_options is only allowed with stream", param="stream_options")
     if body.min_tokens and max_tokens is not None and body.min_tokens > max_tokens:
         raise InvalidRequest("min_tokens is more than max_tokens", param="min_tokens")
+    structured = structured_grammar(body.structured_outputs)
+    if structured is not None and grammar is not None:
+        raise InvalidRequest("structured_outputs and response_format exclude each other", param=_STRUCTURED)
+    grammar = grammar or structured
+    if grammar is not None and (body.ignore_eos or body.min_tokens):
+        name = "ignore_eos" if body.ignore_eos else "min_tokens"
+        raise InvalidRequest(f"{name} is not allowed with {grammar.param}", param=name)
     return {
         "model": model,
+        "grammar": grammar,
         "sampling": _sampling(body),
         "n": body.n or 1,
         "max_tokens": max_tokens,

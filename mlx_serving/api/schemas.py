@@ -7,11 +7,11 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
-from inference.protocol import RESERVED_TEMPLATE_VARIABLES, GenerationRequest
+from inference.protocol import RESERVED_TEMPLATE_VARIABLES, GenerationRequest, GrammarSpec
 
 from ..errors import InvalidRequest, UnsupportedParameter
 from .body import check_free_form, parse_arguments
-from .parameters import GenerationFields, Limit, Strict, common_fields, refuse_unsupported
+from .parameters import GenerationFields, Limit, Strict, common_fields, encode_json, refuse_unsupported
 
 MAX_TOP_LOGPROBS = 20
 
@@ -69,6 +69,23 @@ class Tool(Strict, frozen=True):
     function: FunctionDefinition
 
 
+class JsonSchema(Strict, frozen=True):
+    """A schema that the answer has to satisfy."""
+
+    name: Annotated[str, Meta(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
+    schema: dict[str, Any]
+    description: str | None = None
+    strict: bool | None = None
+    """A schema is always enforced."""
+
+
+class ResponseFormat(Strict, frozen=True):
+    """What the answer has to look like."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchema | None = None
+
+
 class ChatCompletionRequest(GenerationFields, frozen=True, kw_only=True):
     """The body of POST /v1/chat/completions."""
 
@@ -78,9 +95,9 @@ class ChatCompletionRequest(GenerationFields, frozen=True, kw_only=True):
     tool_choice: Any = None
     parallel_tool_calls: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None
+    response_format: ResponseFormat | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Meta(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
-    response_format: Any = None
     modalities: Any = None
     audio: Any = None
     prediction: Any = None
@@ -99,7 +116,6 @@ chat_decoder = msgspec.json.Decoder(ChatCompletionRequest)
 
 # Known parameters of OpenAI's API that are not offered, with the values that ask for nothing and are accepted.
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
-    "response_format": ({"type": "text"},),
     "modalities": (["text"],),
     "audio": (),
     "prediction": (),
@@ -128,8 +144,23 @@ def to_generation_request(body: ChatCompletionRequest, request_id: str, default_
         tools=_tools(body),
         chat_template_kwargs=_template_kwargs(body.chat_template_kwargs or {}),
         logprobs=_logprobs(body),
-        **common_fields(body, default_model, _max_tokens(body)),
+        **common_fields(body, default_model, _max_tokens(body), _grammar(body)),
     )
+
+
+def _grammar(body: ChatCompletionRequest) -> GrammarSpec | None:
+    wanted = body.response_format
+    if wanted is None or wanted.type == "text":
+        return None
+    if body.tools and body.tool_choice != "none":
+        raise UnsupportedParameter("response_format cannot be combined with tools", param="response_format")
+    if wanted.type == "json_object":
+        return GrammarSpec(kind="json_object")
+    if wanted.json_schema is None:
+        param = "response_format.json_schema"
+        raise InvalidRequest(f"missing required parameter: {param}", param=param)
+    path = "response_format.json_schema.schema"
+    return GrammarSpec(kind="json_schema", value=encode_json(wanted.json_schema.schema, path), param=path)
 
 
 def _logprobs(body: ChatCompletionRequest) -> int | None:

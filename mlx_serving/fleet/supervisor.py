@@ -88,6 +88,7 @@ class Supervisor:
     Args:
         settings: the app's settings.
         store: the database.
+        features: returns which features of workers are on; called where the database may be read.
         command: how a worker is started.
         clock: monotonic, in seconds.
         jitter: returns a number in [0, 1); spreads restarts.
@@ -98,12 +99,14 @@ class Supervisor:
         settings: Settings,
         store: Store,
         *,
+        features: Callable[[], Configure] = worker_features,
         command: Sequence[str] = COMMAND,
         clock: Callable[[], float] = time.monotonic,
         jitter: Callable[[], float] = random.random,
     ) -> None:
         self._settings = settings
         self._store = store
+        self._read_features = features
         self._command = command
         self._clock = clock
         self._jitter = jitter
@@ -186,7 +189,7 @@ class Supervisor:
                         logger.info("%d worker(s) of an earlier supervisor marked as failed", gone)
                     recovered = True
                 wanted = await self._in_database(self._store.wanted)
-                features = await self._in_database(worker_features)
+                features = await self._in_database(self._read_features)
             except DatabaseProblem as error:
                 self._note_database(error)
             else:

@@ -42,13 +42,22 @@ def exactly(tokens: int, text: str = "Write a long guide to operating mlx-servin
     return chat(text, ignore_eos=True, max_tokens=tokens, **fields)
 
 
+def split_usage(usage: dict[str, Any]) -> tuple[dict[str, int], int]:
+    """Return what a usage object counts, and how much of the prompt was cached."""
+    counts = {name: value for name, value in usage.items() if isinstance(value, int)}
+    return counts, usage["prompt_tokens_details"]["cached_tokens"]
+
+
 @dataclass
 class Answer:
     """What a client got: the text of each choice, why it ended, the usage, and the error that ended it all."""
 
     texts: dict[int, str] = field(default_factory=lambda: defaultdict(str))
     reasons: dict[int, str] = field(default_factory=dict)
-    usage: dict[str, Any] | None = None
+    usage: dict[str, int] | None = None
+    """Tokens of prompt, completion and both."""
+    cached_tokens: int | None = field(default=None, compare=False)
+    """How much of the prompt was known, which depends on what ran before."""
     error: dict[str, Any] | None = None
     chunks: int = 0
     """Those that hold text."""
@@ -61,6 +70,10 @@ class Answer:
         assert set(self.texts) <= {0}
         return self.texts[0]
 
+    def take_usage(self, usage: dict[str, Any]) -> None:
+        """Take the usage object, in two parts."""
+        self.usage, self.cached_tokens = split_usage(usage)
+
     def add(self, line: str) -> None:
         """Take a line of a stream of server-sent events."""
         if not line:
@@ -72,7 +85,8 @@ class Answer:
             return
         chunk = json.loads(line.removeprefix("data: "))
         self.error = chunk.get("error")
-        self.usage = chunk.get("usage") or self.usage
+        if usage := chunk.get("usage"):
+            self.take_usage(usage)
         for choice in chunk.get("choices", ()):
             if text := choice["delta"].get("content"):
                 self.chunks += 1
@@ -105,7 +119,8 @@ async def ask(client: httpx.AsyncClient, body: dict[str, Any]) -> Answer:
     got = response.json()
     if response.status_code != 200:
         return Answer(error=got["error"])
-    answer = Answer(usage=got["usage"])
+    answer = Answer()
+    answer.take_usage(got["usage"])
     for choice in got["choices"]:
         answer.texts[choice["index"]] = choice["message"]["content"] or ""
         answer.reasons[choice["index"]] = choice["finish_reason"]

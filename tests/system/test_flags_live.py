@@ -8,9 +8,11 @@ import os
 import signal
 import time
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 
 import pytest
 
+from mlx_serving.conf import Settings
 from mlx_serving.flags import FLAGS, KILL_SWITCH
 from tests.system.api_fixtures import (
     ON_DAPHNE,
@@ -25,7 +27,7 @@ from tests.system.api_fixtures import (
     until,
     wait_until_idle,
 )
-from tests.system.deployments import DEMO_MODEL, POLL_S, Deployment, Site, serve
+from tests.system.deployments import DEMO_MODEL, POLL_S, TINY_MODEL, Deployment, Site, serve
 
 pytestmark = ON_DAPHNE
 
@@ -33,7 +35,8 @@ SEEN_WITHIN_S = 2.0
 """How old a value may be that a process goes by."""
 
 REQUESTS = 3
-TESTED = {KILL_SWITCH, "connection_pool", "optimized_streaming"}
+DEFAULT_MAX_ROWS = Settings().MAX_ROWS
+TESTED = {KILL_SWITCH, "connection_pool", "optimized_streaming", "prefix_cache", "adaptive_batching"}
 FEATURES = sorted(set(FLAGS) - {KILL_SWITCH})
 
 
@@ -180,6 +183,49 @@ async def test_optimized_streaming_off_writes_each_delta_as_its_own_chunk(site: 
     assert optimized.chunks < plain.chunks
     assert optimized.text == plain.text
     assert optimized.usage == plain.usage
+
+
+def prefix_hits(base_url: str) -> float:
+    return metric(base_url, "mlx_cache_hits_total", layer="prefix")
+
+
+async def test_prefix_cache_off_computes_every_prompt_from_its_first_token(site: Site) -> None:
+    await switch(site, prefix_cache=True)
+    usual, hits = await say(site.base_url), prefix_hits(site.base_url)
+
+    async def hit() -> bool:
+        assert (await say(site.base_url)).text == usual.text
+        return prefix_hits(site.base_url) > hits
+
+    await until(hit, "a prompt to begin with a known prefix")
+    await switch(site, prefix_cache=False)
+    await until(lambda: metric(site.base_url, "mlx_worker_prefix_bytes") == 0, "the worker to forget its prefixes")
+    plain = await say(site.base_url)
+    assert (plain, plain.cached_tokens) == (usual, 0)
+    assert metric(site.base_url, "mlx_worker_prefix_bytes") == 0
+
+
+async def test_adaptive_batching_off_fixes_the_row_limit(deployment: Deployment, tiny_model: Path) -> None:
+    deployment.add_model(TINY_MODEL, tiny_model)
+    # No step is that fast, so that the limit falls as soon as rows run.
+    deployment.supervise(MLX_SERVING_TARGET_ITL_MS="0.001")
+    deployment.wait_for_worker("ready")
+    with serve(deployment, "uvicorn") as (base_url, _):
+
+        async def say_all() -> list[str]:
+            async with http(base_url) as client:
+                bodies = [exactly(40, f"{at}", model=TINY_MODEL) for at in range(6)]
+                return [answer.text for answer in await asyncio.gather(*(ask(client, body) for body in bodies))]
+
+        def row_limit() -> float:
+            return metric(base_url, "mlx_worker_row_limit")
+
+        usual = await say_all()
+        await until(lambda: 0 < row_limit() < 6, "the limit to fall")
+        set_flag(deployment, "adaptive_batching", enabled=False)
+        await until(lambda: row_limit() == DEFAULT_MAX_ROWS, "the limit to be fixed")
+        assert await say_all() == usual
+        assert row_limit() == DEFAULT_MAX_ROWS
 
 
 async def test_the_kill_switch_turns_every_feature_off_at_once(site: Site) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from django.db import OperationalError
 
+from inference.protocol import Configure
 from mlx_serving.conf import Settings
 from mlx_serving.fleet import process, reconcile
 from mlx_serving.fleet.reconcile import Spec
@@ -108,7 +109,7 @@ async def start(store: FakeStore, settings_of: Settings) -> Any:
 
     def begin(behaviour: str, command: tuple[str, ...] = FAKE_WORKER, **values: Any) -> Fleet:
         store.models = {1: Spec(name="m", source=behaviour)}
-        supervisor = Supervisor(replace(settings_of, **values), store, command=command)  # type: ignore[arg-type]  # a stand-in
+        supervisor = Supervisor(replace(settings_of, **values), store, features=Configure, command=command)  # type: ignore[arg-type]  # a stand-in
         tasks.append(asyncio.create_task(supervisor.run()))
         return Fleet(store, tasks[-1])
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+
 from benchmarks import stats, table, wire
 from benchmarks.blas import seconds_per_call
 from benchmarks.load import Run, parse, report

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import random
+import re
 from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
@@ -23,6 +25,7 @@ from inference.protocol import (
     Failed,
     Finished,
     GenerationRequest,
+    GrammarSpec,
     Load,
     Progress,
     SamplingParams,
@@ -40,9 +43,12 @@ class Harness:
     def __init__(self, loaded: LoadedModel, **limits: Any) -> None:
         defaults = {"max_rows": 32, "max_waiting": 64, "kv_budget_bytes": 1 << 30, "prefill_tokens_per_step": 64}
         features = limits.pop("features", Configure())
+        runs_ahead = limits.pop("runs_ahead", True)
         prefix_cache_bytes = limits.pop("prefix_cache_bytes", 1 << 28)
         bounds = Limits(kv_bytes_per_token=loaded.info.kv_bytes_per_token, **{**defaults, **limits})
-        self.engine = Engine(loaded, EngineOptions(bounds, prefix_cache_bytes, 10_000.0, features), self._emit, "w")
+        self.engine = Engine(
+            loaded, EngineOptions(bounds, prefix_cache_bytes, 10_000.0, runs_ahead, features), self._emit, "w"
+        )
         self.events: list[Event] = []
         self.load = Load()
 
@@ -101,9 +107,10 @@ def _mixed(count: int, vocab: int) -> list[PreparedRequest]:
     return requests
 
 
-def test_every_row_of_a_crowded_batch_gets_the_tokens_that_it_gets_alone(tiny: LoadedModel) -> None:
+@pytest.mark.parametrize("runs_ahead", [True, False])
+def test_every_row_of_a_crowded_batch_gets_the_tokens_that_it_gets_alone(tiny: LoadedModel, runs_ahead: bool) -> None:
     requests = _mixed(24, tiny.info.vocab_size)
-    together = Harness(tiny, max_rows=12)
+    together = Harness(tiny, max_rows=12, runs_ahead=runs_ahead)
     together.run(requests)
     alone: dict[tuple[str, int], list[int]] = {}
     for request in requests:
@@ -545,3 +552,39 @@ def test_log_probabilities_equal_those_of_a_forward_pass(tiny: LoadedModel) -> N
         assert [top[0] for top in entry.top] == np.argsort(-row)[:3].tolist()
         assert [top[2] for top in entry.top] == pytest.approx(np.sort(row)[::-1][:3].tolist(), abs=1e-3)
     assert all(event.logprobs == () for event in harness.of(Delta) if event.request_id == "without")
+
+
+# --- grammars --------------------------------------------------------------------------------------------------------
+
+
+def _with_grammar(loaded: LoadedModel, name: str, spec: GrammarSpec, *, new: int = 60, n: int = 1) -> PreparedRequest:
+    request = GenerationRequest(
+        request_id=name, model="tiny", prompt="x", grammar=spec, n=n, sampling=SamplingParams(temperature=1.0, seed=3)
+    )
+    grammar = loaded.grammars.compile(spec)
+    return PreparedRequest(request, (5, 6, 7), new, "", tuple(grammar.matcher() for _ in range(n)))
+
+
+@pytest.mark.parametrize("runs_ahead", [True, False])
+def test_constrained_rows_follow_their_grammar_and_leave_the_others_alone(tiny: LoadedModel, runs_ahead: bool) -> None:
+    free = _mixed(6, tiny.info.vocab_size)
+    numbers = GrammarSpec(kind="json_schema", value='{"type": "array", "items": {"type": "integer"}, "maxItems": 3}')
+    harness = Harness(tiny, runs_ahead=runs_ahead)
+    harness.run(
+        [
+            *free,
+            _with_grammar(tiny, "choice", GrammarSpec(kind="choice", value='["yes", "no", "perhaps"]'), n=4),
+            _with_grammar(tiny, "array", numbers, new=200),
+            _with_grammar(tiny, "regex", GrammarSpec(kind="regex", value="[a-f]{3}-[0-9]{2}")),
+        ]
+    )
+    texts: dict[tuple[str, int], str] = defaultdict(str)
+    for event in harness.of(Delta):
+        texts[event.request_id, event.index] += event.text
+
+    assert not harness.of(Failed)
+    assert {texts["choice", index] for index in range(4)} <= {"yes", "no", "perhaps"}
+    assert re.fullmatch("[a-f]{3}-[0-9]{2}", texts["regex", 0])
+    assert len(json.loads(texts["array", 0])) <= 3
+    expected = _alone(tiny, free)
+    assert {key: tokens for key, tokens in harness.tokens().items() if key in expected} == expected

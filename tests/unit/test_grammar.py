@@ -16,8 +16,9 @@ from mlx_lm.tokenizer_utils import load as load_tokenizer
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, trainers
 
 from inference.demo_model import MODEL_PATH
-from inference.grammar import BadGrammar, Grammar, GrammarCompiler, GrammarSpec, Matcher, fill_masks
+from inference.grammar import BadGrammar, Grammar, GrammarCompiler, Matcher, fill_masks
 from inference.loading import LoadedModel
+from inference.protocol import GrammarSpec
 from inference.text import FastDetokenizer
 
 LOGITS = 1350

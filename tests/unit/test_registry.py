@@ -311,7 +311,7 @@ async def test_a_read_that_began_before_an_invalidation_does_not_count(
 
 async def wait_until(condition: Callable[[], bool]) -> None:
     async with asyncio.timeout(30):
-        while not condition():  # noqa: ASYNC110 - what is waited for happens in a thread that knows no event
+        while not condition():
             await asyncio.sleep(0.001)
 
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from inference.protocol import GenerationRequest, SamplingParams
+from inference.protocol import GenerationRequest, GrammarSpec, SamplingParams
 from mlx_serving.api.body import parse
 from mlx_serving.api.schemas import _NEUTRAL, ChatCompletionRequest, chat_decoder, to_generation_request
 from mlx_serving.errors import InvalidRequest, ServingError, UnsupportedParameter
@@ -52,6 +52,11 @@ HONOURED: dict[str, tuple[Any, dict[str, Any]]] = {
     "priority": (2, {"priority": 2}),
     "queue_timeout": (1.5, {"timeout_s": 1.5}),
     "logprobs": (True, {"logprobs": 0}),
+    "response_format": ({"type": "json_object"}, {"grammar": GrammarSpec(kind="json_object")}),
+    "structured_outputs": (
+        {"regex": "a+"},
+        {"grammar": GrammarSpec(kind="regex", value="a+", param="structured_outputs")},
+    ),
     "tools": (
         [{"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}],
         {"tools": ({"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}},)},
@@ -140,6 +145,13 @@ def test_null_is_the_same_as_leaving_out() -> None:
         ({"tools": [{"type": "function", "function": {"name": "bad name"}}]}, "tools[0].function.name"),
         ({"model": ""}, "model"),
         ({"top_logprobs": 2}, "top_logprobs"),
+        ({"response_format": {"type": "yaml"}}, "response_format.type"),
+        ({"response_format": {"type": "json_schema"}}, "response_format.json_schema"),
+        ({"response_format": {"type": "json_object"}, "ignore_eos": True}, "ignore_eos"),
+        ({"response_format": {"type": "json_object"}, "min_tokens": 2}, "min_tokens"),
+        ({"structured_outputs": {}}, "structured_outputs"),
+        ({"structured_outputs": {"regex": "a", "choice": ["a"]}}, "structured_outputs"),
+        ({"structured_outputs": {"regex": "a"}, "response_format": {"type": "json_object"}}, "structured_outputs"),
         ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
         ({"priority": 11}, "priority"),
         ({"queue_timeout": 0}, "queue_timeout"),
@@ -224,3 +236,17 @@ def test_default_model_is_taken_when_none_is_named() -> None:
     body = parse(json.dumps({"messages": [USER]}).encode(), chat_decoder)
 
     assert to_generation_request(body, "id", "fallback").model == "fallback"
+
+
+def test_json_schema_becomes_a_grammar_that_names_its_field() -> None:
+    schema = {"type": "object", "properties": {"a": {"type": "integer"}}}
+    wanted = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema, "strict": True}}
+    grammar = _read(response_format=wanted).grammar
+
+    assert grammar is not None
+    assert (grammar.kind, json.loads(grammar.value)) == ("json_schema", schema)
+    assert grammar.param == "response_format.json_schema.schema"
+
+
+def test_plain_text_format_asks_for_nothing() -> None:
+    assert _read(response_format={"type": "text"}) == _read()
