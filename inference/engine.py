@@ -48,6 +48,10 @@ from .text import Piece
 logger = logging.getLogger(__name__)
 
 _EMA_WEIGHT = 0.1
+_PREFILL_GAP_S = 0.1
+"""Time that prefill may take between two decode steps, where one chunk takes less."""
+_MAX_PRESSURE = 4
+"""How many times larger chunks get when many more requests wait than run."""
 _MEASURE_EVERY_STEPS = 16
 _CLEAR_CACHE_EVERY_STEPS = 512
 
@@ -486,24 +490,38 @@ class Engine:
     # --- prefill -----------------------------------------------------------------------------------------------------
 
     def _advance_prefill(self) -> None:
+        """Start computing prompts, as many chunks as fit between two decode steps."""
         for request_id in self._scheduler.expired(self._clock()):
             self._fail(request_id, "request_timeout", "the request waited longer than its timeout allows")
-        try:
-            computed, lane = self._prefilling.advance(self._requests)
-        except PrefillFailed as failure:
-            logger.error("prefill failed", exc_info=failure.cause)
-            for running in failure.group:
-                message = f"the prompt could not be computed: {_brief(failure.cause)}"
-                self._fail(running.request_id, "engine_error", message)
-            return
-        if not computed or lane is None:
-            return
-        self._counts["prompt"] += computed
-        self._chunk_tokens += computed
-        if lane.prefill.remaining > 0:
-            running = lane.group[0]
-            done = lane.cached[0] + lane.prefill.done
-            self._events.append(Progress(running.request_id, "prefill", done, len(running.prompt)))
+        chunk = self._prefill_chunk()
+        budget = max(chunk, int(_PREFILL_GAP_S / self._prefill_s_per_token) if self._prefill_s_per_token else 0)
+        while budget > 0:
+            try:
+                computed, lane = self._prefilling.advance(self._requests, chunk)
+            except PrefillFailed as failure:
+                logger.error("prefill failed", exc_info=failure.cause)
+                for running in failure.group:
+                    message = f"the prompt could not be computed: {_brief(failure.cause)}"
+                    self._fail(running.request_id, "engine_error", message)
+                return
+            if lane is None:
+                return
+            budget -= computed
+            self._counts["prompt"] += computed
+            self._chunk_tokens += computed
+            if lane.prefill.remaining > 0:
+                running = lane.group[0]
+                done = lane.cached[0] + lane.prefill.done
+                self._events.append(Progress(running.request_id, "prefill", done, len(running.prompt)))
+
+    def _prefill_chunk(self) -> int:
+        """Return how many prompt tokens to compute at a time.
+
+        More while more requests wait than run: large matrix products are more efficient, decode steps with few rows
+        are not, and few streams feel the gap.
+        """
+        pressure = self._scheduler.waiting / max(len(self._batch.rows), 1)
+        return self._limits.prefill_tokens_per_step * int(min(max(pressure, 1), _MAX_PRESSURE))
 
     # --- failure and accounts ----------------------------------------------------------------------------------------
 

@@ -1,7 +1,8 @@
 """Prompts between the queue and the batch: admission, reuse of known prefixes, and chunks of prefill.
 
-At most two groups are on their way: one that needs many chunks, and a short one that runs between them, so that a
-long prompt does not hold up short ones. Runs on the engine thread only.
+At most two groups are being computed: one that needs many chunks, and a short one that runs between them, so that a
+long prompt does not hold up short ones. Groups that are complete wait here until they join the batch. Runs on the
+engine thread only.
 """
 
 from __future__ import annotations
@@ -73,29 +74,31 @@ class Prefilling:
         """Forget a request that was cancelled; prompts that are computed together with it go on."""
         self._lanes = [lane for lane in self._lanes if lane.group != [running]]
 
-    def advance(self, requests: Mapping[str, Running]) -> tuple[int, Lane | None]:
+    def advance(self, requests: Mapping[str, Running], budget: int) -> tuple[int, Lane | None]:
         """Admit what may start, start computing one chunk, and return its tokens and its group.
 
         Args:
             requests: the engine's requests by id.
+            budget: most tokens of the chunk.
 
         Raises:
             PrefillFailed: the model raised; the group is not on its way any more.
         """
-        budget = self._scheduler.limits.prefill_tokens_per_step
-        if not self._lanes or (len(self._lanes) == 1 and self._lanes[0].prefill.remaining > budget):
-            self._admit(requests)
-        if not self._lanes:
+        open_lanes = [lane for lane in self._lanes if lane.prefill.remaining > 0]
+        if not open_lanes or (len(open_lanes) == 1 and open_lanes[0].prefill.remaining > budget):
+            admitted = self._admit(requests, open_lanes, budget)
+            open_lanes += [] if admitted is None else [admitted]
+        if not open_lanes:
             return 0, None
         self._turn += 1
-        lane = self._lanes[self._turn % len(self._lanes)]
+        lane = open_lanes[self._turn % len(open_lanes)]
         try:
             return self._chunk(lane, budget), lane
         except Exception as error:
             self._lanes.remove(lane)
             raise PrefillFailed(lane.group, error) from error
 
-    def _admit(self, requests: Mapping[str, Running]) -> None:
+    def _admit(self, requests: Mapping[str, Running], open_lanes: Sequence[Lane], budget: int) -> Lane | None:
         def known(job: Job) -> int:
             return self._prefixes.known(requests[job.request_id].prompt) if self.reuse else 0
 
@@ -107,17 +110,20 @@ class Prefilling:
         jobs = self._scheduler.admit(
             known=known,
             overlap=overlap,
-            computing=[running.job for lane in self._lanes for running in lane.group],
-            only_short=bool(self._lanes),
+            computing=[running.job for lane in open_lanes for running in lane.group],
+            budget=budget,
+            only_short=bool(open_lanes),
             one=self._prefixes.needs_snapshots or not self._scheduler.limits.pads_prompts,
         )
         if not jobs:
-            return
+            return None
         group = [requests[job.request_id] for job in jobs]
         try:
-            self._lanes.append(self._lane(group, requests))
+            lane = self._lane(group, requests)
         except Exception as error:
             raise PrefillFailed(group, error) from error
+        self._lanes.append(lane)
+        return lane
 
     def _lane(self, group: list[Running], requests: Mapping[str, Running]) -> Lane:
         caches: list[Cache] = []

@@ -149,6 +149,7 @@ class Scheduler:
         known: Callable[[Job], int] = lambda _job: 0,
         overlap: Callable[[Job, Job], int] = lambda _first, _second: 0,
         computing: Sequence[Job] = (),
+        budget: int | None = None,
         only_short: bool = False,
         one: bool = False,
     ) -> list[Job]:
@@ -162,10 +163,11 @@ class Scheduler:
             known: returns how many tokens of a job's prompt need not be computed.
             overlap: returns how many tokens two prompts share from their start.
             computing: jobs whose prefill goes on already.
+            budget: tokens that one step may compute; `prefill_tokens_per_step` when it is not given.
             only_short: admit only prompts that fit one step.
             one: admit one job at most.
         """
-        budget = self.limits.prefill_tokens_per_step
+        budget = budget or self.limits.prefill_tokens_per_step
         group: list[Job] = []
         longest = 0
         for waiting in self._waiting[:_SCAN]:

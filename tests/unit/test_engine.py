@@ -239,6 +239,7 @@ def test_cancel_while_waiting_or_in_prefill_leaves_nothing_behind(tiny: LoadedMo
 
 def test_long_prompt_is_prefilled_in_chunks_between_steps(tiny: LoadedModel) -> None:
     harness = Harness(tiny, prefill_tokens_per_step=32)
+    harness.engine._prefill_s_per_token = 1.0  # so slow that more than a chunk would be felt
     harness.engine.submit(_prepared("running", [5], 60))
     for _ in range(3):
         harness.step()
