@@ -102,17 +102,16 @@ def run_engine(loaded: LoadedModel, task: Generate) -> list[Trace]:
     """Generate with the product's engine, text included, as a worker runs it but without its I/O thread."""
     import mlx.core as mx
 
-    from inference.engine import Engine, PreparedRequest
-    from inference.hardware import device_defaults
-    from inference.loading import kv_budget_bytes
-    from inference.scheduler import Limits
+    from inference.running import PreparedRequest
+    from inference.worker import build_engine
 
-    limits = Limits(
+    config = WorkerConfig(
+        worker_id="bench",
+        model="-",
+        source="-",
         max_rows=task.rows,
         max_waiting=len(task.prompts),
-        kv_budget_bytes=kv_budget_bytes(WorkerConfig(worker_id="-", model="-", source="-")),
-        kv_bytes_per_token=loaded.info.kv_bytes_per_token,
-        prefill_tokens_per_step=task.prefill_tokens_per_step or device_defaults().prefill_tokens_per_step,
+        prefill_tokens_per_step=task.prefill_tokens_per_step,
     )
     traces = [Trace(0.0, 0.0, [], len(prompt)) for prompt in task.prompts]
     left = len(traces)
@@ -140,7 +139,7 @@ def run_engine(loaded: LoadedModel, task: Generate) -> list[Trace]:
             traces[int(prepared.request.request_id)].started = time.perf_counter()
             engine.submit(prepared)
 
-    engine = Engine(loaded, limits, emit, "bench")
+    engine = build_engine(config, loaded, emit)
     begin(task.clients)
     engine.run()
     mx.clear_cache()

@@ -51,7 +51,7 @@ _EMA_WEIGHT = 0.1
 _PREFILL_GAP_S = 0.1
 """Time that prefill may take between two decode steps, where one chunk takes less."""
 _MAX_PRESSURE = 4
-"""How many times larger chunks get when many more requests wait than run."""
+"""How many times larger chunks get, at most, when as many requests wait."""
 _MEASURE_EVERY_STEPS = 16
 _CLEAR_CACHE_EVERY_STEPS = 512
 
@@ -517,11 +517,11 @@ class Engine:
     def _prefill_chunk(self) -> int:
         """Return how many prompt tokens to compute at a time.
 
-        More while more requests wait than run: large matrix products are more efficient, decode steps with few rows
-        are not, and few streams feel the gap.
+        More while several requests wait: large matrix products and full batches are more efficient, and those who
+        wait for their first token outnumber those who would notice the gap. A long prompt that comes alone is not
+        given more.
         """
-        pressure = self._scheduler.waiting / max(len(self._batch.rows), 1)
-        return self._limits.prefill_tokens_per_step * int(min(max(pressure, 1), _MAX_PRESSURE))
+        return self._limits.prefill_tokens_per_step * min(max(self._scheduler.waiting, 1), _MAX_PRESSURE)
 
     # --- failure and accounts ----------------------------------------------------------------------------------------
 

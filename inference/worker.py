@@ -15,12 +15,16 @@ import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 import msgspec
 
 from .blas import prepare_process
 from .protocol import Configure, Event, Load, WorkerConfig
+
+if TYPE_CHECKING:
+    from .engine import Emit, Engine
+    from .loading import LoadedModel
 
 logger = logging.getLogger(__name__)
 
@@ -65,6 +69,52 @@ class _IoThread:
         self._thread.join(timeout=5)
 
 
+def build_engine(config: WorkerConfig, loaded: LoadedModel, emit: Emit) -> Engine:
+    """Return an engine for a model that has just been loaded, set up for this device and by what the model can do.
+
+    Args:
+        config: the worker's configuration.
+        loaded: the model; its `info` is completed by what the self-check finds.
+        emit: called by the engine once per step.
+    """
+    from .engine import Engine, EngineOptions
+    from .hardware import device_defaults
+    from .loading import kv_budget_bytes
+    from .scheduler import Limits
+    from .selfcheck import Verdict, check
+
+    wide = config.max_rows > 1
+    verdict = check(loaded) if config.self_check and wide else Verdict(batches=wide, pads=True)
+    max_rows = config.max_rows if verdict.batches else 1
+    loaded.info = msgspec.structs.replace(loaded.info, batched=verdict.batches, max_rows=max_rows)
+    device = device_defaults()
+    limits = Limits(
+        max_rows=max_rows,
+        max_waiting=config.max_waiting,
+        kv_budget_bytes=kv_budget_bytes(config),
+        kv_bytes_per_token=loaded.info.kv_bytes_per_token,
+        prefill_tokens_per_step=config.prefill_tokens_per_step or device.prefill_tokens_per_step,
+        pads_prompts=verdict.pads,
+    )
+    options = EngineOptions(
+        limits,
+        prefix_cache_bytes=config.prefix_cache_bytes or limits.kv_budget_bytes // 2,
+        target_itl_ms=config.target_itl_ms,
+        runs_ahead=device.runs_ahead,
+        features=Configure(config.prefix_cache, config.adaptive_batching),
+    )
+    logger.info(
+        "%s is loaded on %s%s: %s, %d rows, KV budget %d MiB",
+        config.model,
+        loaded.info.device,
+        f", BLAS: {loaded.info.blas}" if loaded.info.blas else "",
+        loaded.info.dtype,
+        max_rows,
+        limits.kv_budget_bytes >> 20,
+    )
+    return Engine(loaded, options, emit, config.worker_id)
+
+
 def main() -> int:
     """Run the worker until it is drained; return the exit code."""
     prepare_process()
@@ -73,11 +123,7 @@ def main() -> int:
     threading.Thread(target=_watch_supervisor, name="supervisor-watch", daemon=True).start()
 
     # mlx takes seconds to import; the supervisor learns from the socket's absence that the process is starting.
-    from .engine import Engine, EngineOptions
-    from .hardware import device_defaults
-    from .loading import LoadError, kv_budget_bytes, load
-    from .scheduler import Limits
-    from .selfcheck import Verdict, check
+    from .loading import LoadError, load
     from .server import WorkerServer
 
     io = _IoThread()
@@ -108,40 +154,12 @@ def main() -> int:
         failure: Future[None] = asyncio.run_coroutine_threadsafe(server.fail(str(error)), io.loop)
         failure.result()
         return EXIT_LOAD_FAILED
-    wide = config.max_rows > 1
-    verdict = check(loaded) if config.self_check and wide else Verdict(batches=wide, pads=True)
-    max_rows = config.max_rows if verdict.batches else 1
-    loaded.info = msgspec.structs.replace(loaded.info, batched=verdict.batches, max_rows=max_rows)
-    limits = Limits(
-        max_rows=max_rows,
-        max_waiting=config.max_waiting,
-        kv_budget_bytes=kv_budget_bytes(config),
-        kv_bytes_per_token=loaded.info.kv_bytes_per_token,
-        prefill_tokens_per_step=config.prefill_tokens_per_step or device_defaults().prefill_tokens_per_step,
-        pads_prompts=verdict.pads,
-    )
 
     def emit(events: list[Event], load_now: Load) -> None:
         io.call(server.on_step, events, load_now)
 
-    options = EngineOptions(
-        limits,
-        config.prefix_cache_bytes or limits.kv_budget_bytes // 2,
-        config.target_itl_ms,
-        device_defaults().runs_ahead,
-        Configure(config.prefix_cache, config.adaptive_batching),
-    )
-    engine = Engine(loaded, options, emit, config.worker_id)
+    engine = build_engine(config, loaded, emit)
     stop_engine.append(engine.stop)
-    logger.info(
-        "%s is ready on %s%s: %s, %d rows, KV budget %d MiB",
-        config.model,
-        loaded.info.device,
-        f", BLAS: {loaded.info.blas}" if loaded.info.blas else "",
-        loaded.info.dtype,
-        max_rows,
-        limits.kv_budget_bytes >> 20,
-    )
     io.call(server.set_ready, loaded, engine)
     if not drained.is_set():
         engine.run()
