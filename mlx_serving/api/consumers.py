@@ -99,7 +99,12 @@ class ChatConsumer(AsyncWebsocketConsumer):
         limit = settings().MAX_BODY_BYTES
         if len(text_data) > limit:
             raise BodyTooLarge(f"the frame is longer than {limit} bytes", param="body")
-        return parse(text_data, _decoder)
+        try:
+            return parse(text_data, _decoder)
+        except InvalidRequest as error:
+            # Fields of the request are named as over HTTP, whatever they are wrapped in.
+            error.param = (error.param or "").removeprefix("request.") or None
+            raise
 
     def _start(self, frame: ChatFrame) -> None:
         if frame.id in self._running:
@@ -110,7 +115,7 @@ class ChatConsumer(AsyncWebsocketConsumer):
                 f"this socket has {limit} requests in flight already", retry_after_s=settings().RETRY_AFTER_S
             )
         if frame.request.stream is False or frame.request.stream_options is not None:
-            raise InvalidRequest("a socket always streams, usage included", param="request.stream")
+            raise InvalidRequest("a socket always streams, usage included", param="stream")
         task = asyncio.create_task(self._run(frame))
         self._running[frame.id] = task
         task.add_done_callback(lambda _: self._running.pop(frame.id, None))

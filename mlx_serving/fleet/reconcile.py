@@ -116,6 +116,8 @@ def plan(
     wanted = {item.model_id: item for item in desired}
     actions: list[Action] = []
     in_service: dict[int, list[Observed]] = {}
+    # What has failed and not ended yet: the pause before the next try begins with its end.
+    failing = {worker.model_id: worker.spec for worker in observed if worker.killed or worker.state == "failed"}
     for worker in observed:
         if worker.killed:
             continue
@@ -131,16 +133,17 @@ def plan(
         else:
             in_service.setdefault(worker.model_id, []).append(worker)
     for item in wanted.values():
-        actions += _serve(item, in_service.get(item.model_id, ()), now)
+        may_start = now >= item.not_before and failing.get(item.model_id) != item.spec
+        actions += _serve(item, in_service.get(item.model_id, ()), may_start=may_start)
     return actions
 
 
-def _serve(item: Desired, workers: Sequence[Observed], now: float) -> list[Action]:
+def _serve(item: Desired, workers: Sequence[Observed], *, may_start: bool) -> list[Action]:
     """Return what one wanted model needs, given its workers in service."""
     current = [worker for worker in workers if worker.spec == item.spec]
     outdated = [worker for worker in workers if worker.spec != item.spec]
     actions: list[Action] = []
-    if not current and now >= item.not_before:
+    if not current and may_start:
         actions.append(Start(item.model_id, item.spec))
     replaced = any(worker.state == "ready" and worker.ready_published for worker in current)
     for worker in outdated:

@@ -205,12 +205,14 @@ async def test_prefix_cache_off_computes_every_prompt_from_its_first_token(site:
     assert metric(site.base_url, "mlx_worker_prefix_bytes") == 0
 
 
-async def test_adaptive_batching_off_fixes_the_row_limit(deployment: Deployment, tiny_model: Path) -> None:
+async def test_adaptive_batching_off_fixes_the_row_limit(
+    deployment: Deployment, tiny_model: Path, server_kind: str
+) -> None:
     deployment.add_model(TINY_MODEL, tiny_model)
     # No step is that fast, so that the limit falls as soon as rows run.
     deployment.supervise(MLX_SERVING_TARGET_ITL_MS="0.001")
     deployment.wait_for_worker("ready")
-    with serve(deployment, "uvicorn") as (base_url, _):
+    with serve(deployment, server_kind) as (base_url, _):
 
         async def say_all() -> list[str]:
             async with http(base_url) as client:

@@ -156,11 +156,11 @@ BAD_FRAMES: dict[str, tuple[Any, str | None, str, str]] = {
     "no request": ({"type": "chat", "id": "a"}, "a", "invalid_request", "request"),
     "unknown field": ({"type": "cancel", "id": "a", "x": 1}, "a", "invalid_request", "x"),
     "bad field": (
-        {"type": "chat", "id": "a", "request": chat(temperature="x")}, "a", "invalid_request", "request.temperature"),
+        {"type": "chat", "id": "a", "request": chat(temperature="x")}, "a", "invalid_request", "temperature"),
     "big number": (
-        {"type": "chat", "id": "a", "request": chat(max_tokens=10**30)}, "a", "invalid_request", "request.max_tokens"),
+        {"type": "chat", "id": "a", "request": chat(max_tokens=10**30)}, "a", "invalid_request", "max_tokens"),
     "not a stream": (
-        {"type": "chat", "id": "a", "request": chat(stream=False)}, "a", "invalid_request", "request.stream"),
+        {"type": "chat", "id": "a", "request": chat(stream=False)}, "a", "invalid_request", "stream"),
     "unknown model": (
         {"type": "chat", "id": "a", "request": {**chat(), "model": "nope"}}, "a", "model_not_found", "model"),
     "too long": ({"type": "chat", "id": "a", "request": chat("x " * 9000)}, "a", "context_length_exceeded", "messages"),

@@ -54,7 +54,13 @@ def test_nothing_starts_before_the_pause_is_over() -> None:
     assert decide(not_before=NOW) == [Start(1, SPEC)]
 
 
-@pytest.mark.parametrize("state", ["draining", "stopped", "failed"])
+def test_a_failed_worker_ends_before_the_next_is_started() -> None:
+    # Only its end says how long the pause has to be.
+    assert decide(worker(state="failed")) == []
+    assert decide(worker(state="failed"), spec=NEW) == [Start(1, NEW)]
+
+
+@pytest.mark.parametrize("state", ["draining", "stopped"])
 def test_a_worker_on_its_way_out_does_not_count(state: str) -> None:
     assert decide(worker(state=state)) == [Start(1, SPEC)]
 
