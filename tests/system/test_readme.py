@@ -29,6 +29,12 @@ def test_the_openai_client_streams(demo: Demo) -> None:
     assert "pip install mlx-serving" in run([sys.executable, "-c", program])
 
 
+def test_the_schema_is_followed(demo: Demo) -> None:
+    client = block("python", "from openai").split("stream =")[0].replace("127.0.0.1:8000", f"127.0.0.1:{demo.port}")
+    answer = json.loads(run([sys.executable, "-c", client + block("python", "json_schema")]))
+    assert answer == {"name": "Anna", "age": 31}
+
+
 def test_the_curl_command_answers(demo: Demo) -> None:
     command = block("sh", "curl").replace("127.0.0.1:8000", f"127.0.0.1:{demo.port}")
     assert "42" in json.loads(run(["bash", "-c", command]))["choices"][0]["message"]["content"]
