@@ -331,9 +331,10 @@ class Engine:
             self._remember(row)
         if complete:
             self._batch.keep([i for i, row in enumerate(self._batch.rows) if row not in complete])
-        if self._short_of_memory() and previous is not None:
-            self._collect(previous)
-            previous = None
+        if self._short_of_memory():
+            if previous is not None:
+                self._collect(previous)
+                previous = None
             self._preempt()
         if self._batch.rows:
             constrained = any(row.matcher is not None for row in self._batch.rows)

@@ -3,7 +3,7 @@
 A radix tree over token ids. Layers whose KV can be cut at any token (`KVCache`) are stored as one segment for each
 edge, so a prefix that many prompts share is held once. Layers that cannot be cut (sliding windows that have rotated,
 recurrent states) are stored as snapshots at the ends of edges, and a prefix is reused up to its deepest snapshot.
-Bounded in bytes, least recently used edges go first, pinned ones stay. Runs on the engine thread only.
+Bounded in bytes, least recently used edges go first. Runs on the engine thread only.
 """
 
 from __future__ import annotations
@@ -160,15 +160,8 @@ class PrefixCache:
         pairs = list(zip(layers, self._cuttable, strict=True))
         return [layer for layer, cut in pairs if cut], [layer for layer, cut in pairs if not cut]
 
-    def pin(self, node: Node[Segment]) -> None:
-        """Never forget a prefix."""
-        at: Node[Segment] | None = node
-        while at is not None:
-            at.pinned = True
-            at = at.parent
-
     def shrink(self, max_bytes: int) -> None:
-        """Forget the least recently used edges until at most `max_bytes` are taken, pinned ones aside."""
+        """Forget the least recently used edges until at most `max_bytes` are taken."""
         while self.stats.bytes > max_bytes:
             leaf = self._tree.oldest_leaf()
             if leaf is None:
@@ -179,7 +172,7 @@ class PrefixCache:
                 self.stats.bytes -= leaf.payload.nbytes
 
     def clear(self) -> None:
-        """Forget everything that is not pinned."""
+        """Forget everything."""
         self.shrink(0)
 
     def _usable(self, tokens: Tokens) -> tuple[list[Node[Segment]], int]:

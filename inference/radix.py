@@ -8,7 +8,7 @@ and can be forgotten alone.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Generic, TypeVar
 
 import numpy as np
@@ -28,7 +28,7 @@ def common_length(first: Tokens, second: Tokens) -> int:
 class Node(Generic[P]):
     """An edge of the tree together with the place where it ends."""
 
-    __slots__ = ("children", "end", "parent", "payload", "pinned", "tokens")
+    __slots__ = ("children", "end", "parent", "payload", "tokens")
 
     def __init__(self, tokens: Tokens, payload: P | None, parent: Node[P] | None) -> None:
         self.tokens = tokens
@@ -37,7 +37,6 @@ class Node(Generic[P]):
         self.children: dict[int, Node[P]] = {}
         self.end: int = len(tokens) + (parent.end if parent is not None else 0)
         """Tokens from the root to the end of this edge."""
-        self.pinned = False
 
 
 class RadixTree(Generic[P]):
@@ -109,7 +108,6 @@ class RadixTree(Generic[P]):
         size = end - parent.end
         first, second = (None, None) if node.payload is None else self._cut(node.payload, size)
         upper: Node[P] = Node(node.tokens[:size], first, parent)
-        upper.pinned = node.pinned
         parent.children[int(node.tokens[0])] = upper
         node.parent, node.tokens, node.payload = upper, node.tokens[size:], second
         upper.children[int(node.tokens[0])] = node
@@ -126,14 +124,5 @@ class RadixTree(Generic[P]):
         node.parent = None
 
     def oldest_leaf(self) -> Node[P] | None:
-        """Return the least recently used node that may be forgotten, or None."""
-        return next((node for node in self._by_use if not node.pinned and not node.children), None)
-
-    def path_tokens(self, node: Node[P]) -> Sequence[int]:
-        """Return all tokens from the root to the end of a node."""
-        parts: list[Tokens] = []
-        at: Node[P] | None = node
-        while at is not None:
-            parts.append(at.tokens)
-            at = at.parent
-        return [int(token) for token in np.concatenate(parts[::-1])]
+        """Return the least recently used node that has no descendants, or None."""
+        return next((node for node in self._by_use if not node.children), None)

@@ -462,8 +462,9 @@ def test_crowd_with_overlapping_prompts_gets_the_tokens_of_each_alone(model: Loa
 # --- memory, priority, deadlines -------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("runs_ahead", [True, False])
 def test_rows_that_outgrow_the_memory_are_preempted_and_resumed_with_the_same_tokens(
-    tiny: LoadedModel, monkeypatch: pytest.MonkeyPatch
+    tiny: LoadedModel, monkeypatch: pytest.MonkeyPatch, runs_ahead: bool
 ) -> None:
     monkeypatch.setattr("inference.scheduler.PROJECTED_NEW_TOKENS", 10)
     sampled = SamplingParams(temperature=1.0, frequency_penalty=0.5)
@@ -477,7 +478,7 @@ def test_rows_that_outgrow_the_memory_are_preempted_and_resumed_with_the_same_to
         for at in range(4)
     ]
     budget = 300 * tiny.info.kv_bytes_per_token
-    harness = Harness(tiny, kv_budget_bytes=budget)
+    harness = Harness(tiny, kv_budget_bytes=budget, runs_ahead=runs_ahead)
     harness.run(requests)
 
     assert harness.load.preempted_total > 0

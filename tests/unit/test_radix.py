@@ -59,24 +59,21 @@ def test_forgetting_every_oldest_leaf_empties_the_tree(sequences: list[list[int]
     assert tree.root.children == {}
 
 
-def test_least_recently_used_goes_first_and_pinned_never() -> None:
+def test_least_recently_used_goes_first() -> None:
     tree = _tree()
     nodes = {
         name: tree.insert(np.array(sequence, np.int32), lambda start, end, s=sequence: s[start:end])
         for name, sequence in {"a": [1, 1], "b": [2, 2], "c": [3, 3]}.items()
     }
     tree.touch(nodes["a"])
-    nodes["b"].pinned = True
 
-    assert tree.oldest_leaf() is nodes["c"]
+    assert tree.oldest_leaf() is nodes["b"]
 
 
-def test_split_keeps_tokens_and_pin() -> None:
+def test_split_keeps_the_tokens() -> None:
     tree = _tree()
     node = tree.insert(np.array([1, 2, 3, 4], np.int32), lambda start, end: [1, 2, 3, 4][start:end])
-    node.pinned = True
     upper = tree.split(node, 2)
 
-    assert upper.pinned
     assert (upper.payload, node.payload) == ([1, 2], [3, 4])
-    assert tree.path_tokens(node) == [1, 2, 3, 4]
+    assert [*upper.tokens, *node.tokens] == [1, 2, 3, 4]
