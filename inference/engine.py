@@ -12,7 +12,6 @@ from __future__ import annotations
 import logging
 import queue
 import time
-from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
@@ -20,13 +19,13 @@ from typing import Any, TypeAlias
 import mlx.core as mx
 import numpy as np
 
+from .accounts import Accounts
 from .batch import DecodeBatch, Launched, row_kv
 from .grammar import fill_masks
 from .loading import LoadedModel
 from .prefilling import Lane, PrefillFailed, Prefilling
 from .prefix_cache import PrefixCache, as_tokens
 from .protocol import (
-    BATCH_ROW_BUCKETS,
     Accepted,
     Configure,
     Delta,
@@ -47,7 +46,6 @@ from .text import Piece
 
 logger = logging.getLogger(__name__)
 
-_EMA_WEIGHT = 0.1
 _PREFILL_GAP_S = 0.1
 """Time that prefill may take between two decode steps, where one chunk takes less."""
 _MAX_PRESSURE = 4
@@ -121,19 +119,7 @@ class Engine:
         self._in_flight: Launched[Row] | None = None
         self._events: list[Event] = []
         self._stopped = False
-        self._load = Load()
-        self.steps = 0
-        """Decode steps started; read by other threads."""
-        self._counts = dict.fromkeys(("prompt", "generated", "requests", "cancelled", "preempted", "row_steps"), 0)
-        self._batch_rows = [0] * (len(BATCH_ROW_BUCKETS) + 1)
-        self._cancel_steps_max = 0
-        self._last_launch_s = 0.0
-        self._step_ms = 0.0
-        self._prefill_s_per_token = 0.0
-        self._chunk_tokens = 0
-        """Prompt tokens whose computation was started since the last decode step."""
-        self._kv_bytes = 0
-        self._memory_bytes = 0
+        self._accounts = Accounts()
         self._configure(options.features)
 
     # --- from any thread ---------------------------------------------------------------------------------------------
@@ -144,7 +130,7 @@ class Engine:
 
     def cancel(self, request_id: str) -> None:
         """Take a request out of the batch before the next step. No further event of it is emitted."""
-        self._inbox.put(_Cancel(request_id, self.steps))
+        self._inbox.put(_Cancel(request_id, self._accounts.steps))
 
     def configure(self, features: Configure) -> None:
         """Switch features on or off from the next step on."""
@@ -153,11 +139,6 @@ class Engine:
     def stop(self) -> None:
         """Make `run` return after the current step."""
         self._inbox.put(_Stop())
-
-    @property
-    def load(self) -> Load:
-        """What the engine is busy with, as of its last step."""
-        return self._load
 
     # --- the engine thread -------------------------------------------------------------------------------------------
 
@@ -199,7 +180,7 @@ class Engine:
     def _take_commands(self) -> None:
         block = self._idle()
         if block:
-            self._last_launch_s = 0.0
+            self._accounts.idle()
         while True:
             try:
                 command = self._inbox.get(block=block)
@@ -236,7 +217,7 @@ class Engine:
             request.priority,
             at_s,
             float("inf") if request.timeout_s is None else at_s + request.timeout_s,
-            len(prepared.prompt) * self._prefill_s_per_token,
+            len(prepared.prompt) * self._accounts.prefill_s_per_token,
         )
         try:
             self._scheduler.submit(job)
@@ -254,17 +235,15 @@ class Engine:
         running = self._requests.get(request_id)
         if running is None:
             return
-        if running.in_batch:
-            self._cancel_steps_max = max(self._cancel_steps_max, self.steps - at_step)
+        self._accounts.cancel(in_batch=running.in_batch, at_step=at_step)
         self._forget(running)
-        self._counts["cancelled"] += 1
 
     def _forget(self, running: Running) -> None:
         """Remove a request from wherever it is: queue, prefill or batch."""
         del self._requests[running.request_id]
         self._scheduler.leave(running.request_id)
         self._prefilling.drop(running)
-        self._counts["requests"] += 1
+        self._accounts.requests += 1
         for row in running.rows:
             row.done = True
         if running.in_batch:
@@ -365,23 +344,8 @@ class Engine:
     def _note_launch(self, rows: Sequence[Row]) -> None:
         for row in rows:
             row.launched += 1
-        self.steps += 1
-        self._counts["row_steps"] += len(rows)
-        self._batch_rows[bisect_left(BATCH_ROW_BUCKETS, len(rows))] += 1
-        now = self._clock()
-        if self._last_launch_s:
-            self._note_time(now - self._last_launch_s, len(rows))
-        self._last_launch_s, self._chunk_tokens = now, 0
-
-    def _note_time(self, took_s: float, rows: int) -> None:
-        """Take the time between two launches into the averages: of a step, or of prefill where one ran between."""
-        if self._chunk_tokens:
-            per_token = max(took_s - self._step_ms / 1000, 0.0) / self._chunk_tokens
-            self._prefill_s_per_token = _average(self._prefill_s_per_token, per_token)
-            return
-        self._step_ms = _average(self._step_ms, took_s * 1000)
-        if self._adapts:
-            self._scheduler.row_limit = self._adaptive.update(self._step_ms, rows)
+        if self._accounts.launched(self._clock(), len(rows)) and self._adapts:
+            self._scheduler.row_limit = self._adaptive.update(self._accounts.step_ms, len(rows))
 
     def _short_of_memory(self) -> bool:
         """Return whether the next step would take more KV than there may be; known prefixes give way first."""
@@ -405,7 +369,7 @@ class Engine:
             left = running.prepared.max_new_tokens - len(row.tokens)
             running.job = replace(running.job, prompt_tokens=len(running.prompt), max_new_tokens=left)
             self._scheduler.requeue(running.job)
-            self._counts["preempted"] += 1
+            self._accounts.preempted += 1
             self._keep_open_rows()
 
     def _collect(self, step: Launched[Row]) -> None:
@@ -434,7 +398,7 @@ class Engine:
             return
         row.tokens.append(token)
         running.generated += 1
-        self._counts["generated"] += 1
+        self._accounts.generated_tokens += 1
         at_end = token in request.stop_token_ids or (token in self._loaded.eos_token_ids and not request.ignore_eos)
         piece = Piece() if at_end else row.text.add(token)
         reason: FinishReason | None = None
@@ -486,7 +450,7 @@ class Engine:
         self._events.append(Finished(running.request_id, running.next_seq(), usage))
         del self._requests[running.request_id]
         self._scheduler.leave(running.request_id)
-        self._counts["requests"] += 1
+        self._accounts.requests += 1
 
     # --- prefill -----------------------------------------------------------------------------------------------------
 
@@ -495,7 +459,9 @@ class Engine:
         for request_id in self._scheduler.expired(self._clock()):
             self._fail(request_id, "request_timeout", "the request waited longer than its timeout allows")
         chunk = self._prefill_chunk()
-        budget = max(chunk, int(_PREFILL_GAP_S / self._prefill_s_per_token) if self._prefill_s_per_token else 0)
+        budget = max(
+            chunk, int(_PREFILL_GAP_S / self._accounts.prefill_s_per_token) if self._accounts.prefill_s_per_token else 0
+        )
         while budget > 0:
             try:
                 computed, lane = self._prefilling.advance(self._requests, chunk)
@@ -508,8 +474,7 @@ class Engine:
             if lane is None:
                 return
             budget -= computed
-            self._counts["prompt"] += computed
-            self._chunk_tokens += computed
+            self._accounts.prefilled(computed)
             if lane.prefill.remaining > 0:
                 running = lane.group[0]
                 done = lane.cached[0] + lane.prefill.done
@@ -539,41 +504,20 @@ class Engine:
             self._events.append(Failed(request_id, code, message, retryable=code == "engine_error"))
 
     def _publish(self) -> None:
-        if self.steps % _CLEAR_CACHE_EVERY_STEPS == 0 and self._batch.rows:
+        accounts = self._accounts
+        if accounts.steps % _CLEAR_CACHE_EVERY_STEPS == 0 and self._batch.rows:
             mx.clear_cache()
-        if self.steps % _MEASURE_EVERY_STEPS == 0 or not self._batch.rows:
-            self._kv_bytes = self._batch.nbytes()
-            self._memory_bytes = mx.get_active_memory()
-        counts, stats = self._counts, self._prefixes.stats
-        self._load = Load(
+        if accounts.steps % _MEASURE_EVERY_STEPS == 0 or not self._batch.rows:
+            accounts.kv_bytes = self._batch.nbytes()
+            accounts.memory_bytes = mx.get_active_memory()
+        load = accounts.load(
             running=len(self._batch.rows),
             waiting=sum(not request.in_batch for request in self._requests.values()),
-            kv_bytes=self._kv_bytes,
-            memory_bytes=self._memory_bytes,
-            step_ms=round(self._step_ms, 3),
-            steps_total=self.steps,
-            prompt_tokens_total=counts["prompt"],
-            generated_tokens_total=counts["generated"],
-            requests_total=counts["requests"],
-            cancelled_total=counts["cancelled"],
-            cancel_steps_max=self._cancel_steps_max,
             row_limit=self._scheduler.row_limit,
-            preempted_total=counts["preempted"],
-            batch_rows=tuple(self._batch_rows),
-            batch_rows_sum=counts["row_steps"],
-            prefix_hits_total=stats.hits,
-            prefix_misses_total=stats.misses,
-            prefix_hit_tokens_total=stats.hit_tokens,
-            prefix_evictions_total=stats.evictions,
-            prefix_bytes=stats.bytes,
+            prefixes=self._prefixes.stats,
         )
         events, self._events = self._events, []
-        self._emit(events, self._load)
-
-
-def _average(old: float, new: float) -> float:
-    """Return the exponential moving average, starting with the first value."""
-    return old + (new - old) * _EMA_WEIGHT if old else new
+        self._emit(events, load)
 
 
 def _brief(error: Exception) -> str:

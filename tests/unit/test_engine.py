@@ -157,7 +157,7 @@ def test_no_token_is_computed_beyond_the_limit(tiny: LoadedModel) -> None:
     harness = Harness(tiny)
     harness.run([_prepared("a", [5, 6, 7], 9)])
 
-    assert harness.engine.steps == 9
+    assert harness.engine._accounts.steps == 9
 
 
 def test_end_of_sequence_ends_a_choice_and_is_counted_but_not_shown(tiny: LoadedModel) -> None:
@@ -239,7 +239,7 @@ def test_cancel_while_waiting_or_in_prefill_leaves_nothing_behind(tiny: LoadedMo
 
 def test_long_prompt_is_prefilled_in_chunks_between_steps(tiny: LoadedModel) -> None:
     harness = Harness(tiny, prefill_tokens_per_step=32)
-    harness.engine._prefill_s_per_token = 1.0  # so slow that more than a chunk would be felt
+    harness.engine._accounts.prefill_s_per_token = 1.0  # so slow that more than a chunk would be felt
     harness.engine.submit(_prepared("running", [5], 60))
     for _ in range(3):
         harness.step()
