@@ -40,8 +40,9 @@ def make_prompts(loaded: LoadedModel, task: MakePrompts) -> list[Prompt]:
     rng = random.Random(task.seed)
     overhead = len(ids_of("a")) - 1
     prompts = []
+    shared = loaded.tokenizer.encode(" ".join(made_up_words(task.shared, rng)))[: task.shared]
     for _ in range(task.count):
-        words = loaded.tokenizer.encode(" ".join(made_up_words(task.tokens, rng)))
+        words = [*shared, *loaded.tokenizer.encode(" ".join(["", *made_up_words(task.tokens, rng)]))]
         take = max(task.tokens - overhead, 1)
         best = Prompt("a")
         for _ in range(_TRIES):

@@ -235,6 +235,9 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--clients", default="1,8,32", help="requests in flight, several after commas")
     parser.add_argument("--requests", type=int, default=0, help="requests of a run; 0 takes two for each client")
     parser.add_argument("--prompt-tokens", type=int, default=200)
+    parser.add_argument(
+        "--shared-tokens", type=int, default=0, help="of the prompt's tokens, how many are the same in every prompt"
+    )
     parser.add_argument("--max-tokens", type=int, default=64, help="tokens that every request generates")
     parser.add_argument("--server", choices=("daphne", "uvicorn"), default="daphne")
     parser.add_argument("--transport", choices=("sse", "ws"), default="sse")
@@ -248,7 +251,10 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         "--quiet-wait", type=float, default=20.0, help="longest wait in seconds, before a run, for a busy machine"
     )
     parser.add_argument("--json", type=Path, help="write the results to this file too")
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    if options.url and options.shared_tokens:
+        parser.error("--shared-tokens needs the model's tokenizer, which a site at --url does not give away")
+    return options
 
 
 def plain_prompts(tokens: int, count: int, seed: int) -> list[Prompt]:
@@ -296,7 +302,8 @@ def main() -> int:
             }
 
             def prompts_for(count: int, seed: int) -> list[Prompt]:
-                return direct.ask(MakePrompts(count, options.prompt_tokens, seed), list[Prompt])
+                wanted = MakePrompts(count, options.prompt_tokens, seed, options.shared_tokens)
+                return direct.ask(wanted, list[Prompt])
 
         results = measure(arms, prompts_for, widths, options)
     text, rows = report(results)

@@ -19,11 +19,16 @@ class Prompt(Record, frozen=True):
 
 
 class MakePrompts(Record, frozen=True, tag="prompts"):
-    """Ask for prompts of exactly `tokens` tokens where the tokenizer allows it, all different."""
+    """Ask for prompts of exactly `tokens` tokens where the tokenizer allows it, all different.
+
+    Attributes:
+        shared: about so many tokens at their start are the same in all of them.
+    """
 
     count: int
     tokens: int
     seed: int
+    shared: int = 0
 
 
 class Generate(Record, frozen=True, tag="generate"):
