@@ -7,7 +7,7 @@ import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
-from django.http import HttpRequest, HttpResponse, HttpResponseBase, StreamingHttpResponse
+from django.http import HttpRequest, HttpResponse, HttpResponseBase
 from django.views.decorators.csrf import csrf_exempt
 
 from inference.protocol import Accepted, Delta, Finished, GenerationRequest, RequestEvent
@@ -21,6 +21,7 @@ from .body import parse, read_body
 from .chat_format import ChunkFormatter, WholeAnswer
 from .errors import answers_errors, unexpected
 from .schemas import chat_decoder, to_generation_request
+from .sse import event_stream
 
 Events = AsyncGenerator[RequestEvent, None]
 
@@ -66,10 +67,7 @@ async def chat_completions(request: HttpRequest) -> HttpResponseBase:
         except BaseException:
             await events.aclose()
             raise
-        response = StreamingHttpResponse(_chunks(events, formatter), content_type="text/event-stream")
-        response["Cache-Control"] = "no-cache"
-        # Proxies that buffer would hold tokens back.
-        response["X-Accel-Buffering"] = "no"
+        response = event_stream(_chunks(events, formatter))
     else:
         response = HttpResponse(await _whole(call, generation, created), content_type="application/json")
     response["X-Request-Id"] = generation.request_id

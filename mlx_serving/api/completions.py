@@ -8,7 +8,7 @@ import time
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 
-from django.http import HttpRequest, HttpResponse, HttpResponseBase, StreamingHttpResponse
+from django.http import HttpRequest, HttpResponse, HttpResponseBase
 from django.views.decorators.csrf import csrf_exempt
 
 from inference.protocol import Accepted, Delta, GenerationRequest, RequestEvent
@@ -22,6 +22,7 @@ from .body import parse, read_body
 from .completion_format import CompletionFormatter, WholeCompletion
 from .completion_schemas import completion_decoder, to_generation_requests
 from .errors import answers_errors, unexpected
+from .sse import event_stream
 
 NumberedEvents = AsyncGenerator[tuple[int, RequestEvent], None]
 
@@ -93,9 +94,7 @@ async def completions(request: HttpRequest) -> HttpResponseBase:
         except BaseException:
             await events.aclose()
             raise
-        response = StreamingHttpResponse(_chunks(held, events, formatter), content_type="text/event-stream")
-        response["Cache-Control"] = "no-cache"
-        response["X-Accel-Buffering"] = "no"
+        response = event_stream(_chunks(held, events, formatter))
     else:
         answer = await _whole(calls, generations, request_id, created)
         response = HttpResponse(answer, content_type="application/json")

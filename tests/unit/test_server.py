@@ -137,7 +137,7 @@ async def world(tiny: LoadedModel, runtime_dir: Path) -> AsyncIterator[World]:
     world = World(server, engine, path, exited)
     listening = await server.start()
     # EngineDouble has the two methods of the engine that the server calls.
-    server.set_ready(tiny, engine)  # type: ignore[arg-type]
+    server.set_ready(tiny, engine)  # type: ignore[arg-type]  # a stand-in
     yield world
     await world.close()
     listening.close()
